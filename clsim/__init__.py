@@ -1,0 +1,36 @@
+"""clsim: continual learning and domain adaptation on frozen transformers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clsim.version import VERSION as __version__
+
+if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+    # a checkout: scenarios/ and strategies/ lie beside the package and import as clsim.scenarios and clsim.strategies
+    __path__.append(str(Path(__file__).parents[1]))
+
+if TYPE_CHECKING:
+    from clsim.data.streams import Scenario
+    from clsim.events import Part, State
+    from clsim.runner import load, run
+    from clsim.strategy import Strategy
+
+__all__ = ["Part", "Scenario", "State", "Strategy", "__version__", "load", "run"]
+
+_HOME = {
+    "Part": "clsim.events",
+    "State": "clsim.events",
+    "Strategy": "clsim.strategy",
+    "Scenario": "clsim.data.streams",
+    "run": "clsim.runner",
+    "load": "clsim.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # late, so that `clsim --help` need not wait for torch
+    if name not in _HOME:
+        raise AttributeError(f"module 'clsim' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

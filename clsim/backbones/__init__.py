@@ -1,0 +1,1 @@
+"""Pretrained transformers seen as towers."""

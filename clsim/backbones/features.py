@@ -1,0 +1,90 @@
+"""FeatureBank: what a frozen tower says of each clean image, computed once and kept."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clsim.backbones.vit import VisionTower
+from clsim.data.table import ImageTable
+from clsim.data.transforms import evaluation
+
+BLOCK = 32  # rows computed together; a feature's last bits depend on the shape of its batch, so this never varies
+
+
+class FeatureBank:
+    """Pooled features of a table's clean images under a frozen tower, in a file that all runs share.
+
+    Rows are computed when first asked for, in fixed blocks of neighbouring rows, so that whoever fills a block,
+    whenever and in whatever order, writes the same bits: a bank that is half filled, interrupted, or filled by two
+    processes at once equals one filled at a stroke. A block counts as filled once its flag is set, after its data.
+    """
+
+    def __init__(self, tower: VisionTower, table: ImageTable, device: torch.device, cache_dir: Path) -> None:
+        self.tower = tower
+        self.table = table
+        self.device = device
+        self.bytes_each = torch.finfo(tower.dtype).bits // 8
+        key = f"{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}"
+        self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+        if not self.folder.exists():
+            self._create()
+        self._flags = np.memmap(self.folder / "filled", dtype=np.uint8, mode="r")
+        stored = np.uint16 if self.bytes_each == 2 else np.float32
+        self._data = np.memmap(self.folder / "features", dtype=stored, mode="r", shape=(len(table), tower.out_dim))
+
+    def rows(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B,) rows of the table -> (B,D) float32 features, on the CPU."""
+        self.fill(rows)
+        taken = torch.from_numpy(np.take(self._data, rows, axis=0))
+        return taken.view(self.tower.dtype).float()
+
+    def fill(self, rows: NDArray[np.int64]) -> None:
+        """Compute what is missing of these rows' blocks."""
+        blocks = np.unique(rows // BLOCK)
+        missing = blocks[self._flags[blocks] == 0]
+        if len(missing):
+            with (self.folder / "features").open("r+b") as data, (self.folder / "filled").open("r+b") as flags:
+                for block in missing.tolist():
+                    self._fill_block(block, data.fileno(), flags.fileno())
+
+    @torch.no_grad()
+    def _fill_block(self, block: int, data: int, flags: int) -> None:
+        start = block * BLOCK
+        stop = min(start + BLOCK, len(self.table))
+        images = np.array(self.table.images[start:stop])
+        images = np.pad(images, ((0, BLOCK - len(images)), (0, 0), (0, 0), (0, 0)))
+        pixels = evaluation(torch.from_numpy(images).to(self.device), self.tower.pixels)
+        features = self.tower(pixels)[: stop - start].to(self.tower.dtype).cpu().contiguous()
+        os.pwrite(data, features.view(torch.uint8).numpy().tobytes(), start * self.tower.out_dim * self.bytes_each)
+        os.pwrite(flags, b"\x01", block)
+
+    def _create(self) -> None:
+        """Files of the full size, put in place at once. The space is claimed now: a full disk is an error here."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
+        try:
+            blocks = -(-len(self.table) // BLOCK)
+            for name, size in (
+                ("features", len(self.table) * self.tower.out_dim * self.bytes_each),
+                ("filled", blocks),
+            ):
+                with (beside / name).open("wb") as stream:
+                    for start in range(0, size, 1 << 20):
+                        stream.write(bytes(min(1 << 20, size - start)))
+            about = {"table": self.table.fingerprint, "rows": len(self.table), "width": self.tower.out_dim}
+            (beside / "bank.json").write_text(json.dumps(about))
+            try:
+                beside.rename(self.folder)
+            except OSError:
+                if not self.folder.exists():  # not another process that was there first
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)

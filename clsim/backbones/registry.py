@@ -1,0 +1,24 @@
+"""Which backbones there are, without importing torch."""
+
+from clsim.errors import unknown
+
+# name: (image tower, whether it has a text tower)
+BUNDLED = {
+    "vit_micro": "small ViT for 32x32 images (2.9 M parameters), pretrained on Tiny-ImageNet; comes with the package",
+    "vit_nano": "tiny ViT with random weights (seed 0), for tests",
+}
+FAMILIES = {
+    "<timm name>": "any timm VisionTransformer by model and tag, e.g. vit_base_patch16_224.augreg_in21k",
+}
+
+
+def default_backbone(needs_text: bool) -> str:
+    """The backbone of a run that names none."""
+    return "clip_micro" if needs_text else "vit_micro"
+
+
+def describe(name: str) -> str:
+    """One line about a bundled backbone. Raises RequestError with the list if there is none of that name."""
+    if name not in BUNDLED:
+        raise unknown("bundled backbone", name, BUNDLED)
+    return BUNDLED[name]

@@ -1,0 +1,210 @@
+"""The command line: `clsim run | list | show | compare | pretrain | cache`.
+
+Nothing heavy is imported before a command needs it: `--help`, `list` and `show` do without torch and NumPy.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clsim.errors import RequestError, RunFailed, unknown
+from clsim.version import VERSION
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+# option of `run`, what stands behind it, its help
+RUN_OPTIONS = (
+    ("--scenario", "NAME", "stream to learn (default split_digits)"),
+    ("--strategy", "A[,B...]", "ways of learning (default l2p); FILE.py:CLASS takes your own"),
+    ("--backbone", "NAME", "pretrained transformer (default: one that comes with the package)"),
+    ("--weights", "FILE", "local weights for the backbone"),
+    ("--seed", "0[,1,2]", "seeds (default 0)"),
+    ("--epochs", "N", "passes over each experience"),
+    ("--batch-size", "N", "images of the stream in a step"),
+    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500"),
+    ("--preset", "NAME", "a strategy's published setting, see `clsim show STRATEGY`"),
+    ("--device", "NAME", "auto (default), cpu, cuda, cuda:N or mps"),
+    ("--precision", "NAME", "auto (default), fp32 or bf16"),
+    ("--threads", "N", "CPU threads"),
+    ("--data-dir", "DIR", "where data sets lie (default: CLSIM_DATA_DIR, else the Hub)"),
+    ("--out", "DIR", "where run directories go (default runs)"),
+    ("--config", "FILE.toml", "a file with options and fields; the command line wins"),
+)
+FIELDS_HELP = "x=1 is a field of the strategy, l2p.x=1 of one of several, scenario.x=1 of the scenario"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except RequestError as error:
+        print(f"clsim: error: {_one_line(error)}", file=sys.stderr)
+        return MISTAKE
+    except (RunFailed, OSError) as error:  # a full disk, a file that may not be read
+        print(f"clsim: failed: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("clsim: interrupted; repeat the same command to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are RequestErrors, and which knows its options by name."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.known: list[str] = []
+        super().__init__(allow_abbrev=False, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        self.known += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(message)
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser of `clsim` itself, and those of its commands."""
+    top = _Parser(prog="clsim", description="Continual learning and domain adaptation on frozen transformers.")
+    top.add_argument("--version", action="version", version=f"clsim {VERSION}")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+
+    def command(name: str, what: str) -> _Parser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+    run = command("run", "run strategies on a scenario; repeat the command to go on with what was interrupted")
+    for name, metavar, what in RUN_OPTIONS:
+        run.add_argument(name, metavar=metavar, help=what)
+    run.add_argument("--fresh", action="store_true", help="start anew where a run directory exists")
+    run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors and the last table of several runs")
+    run.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
+    listing = command("list", "list scenarios, strategies and backbones")
+    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|backbones")
+    show = command("show", "show what a strategy, a scenario or a backbone is, with its fields and presets")
+    show.add_argument("name", metavar="NAME")
+    compare = command("compare", "set finished runs side by side, seeds together")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
+    pretrain = command("pretrain", "make a bundled backbone again from public images")
+    pretrain.add_argument("name", metavar="NAME")
+    pretrain.add_argument("--data-dir", metavar="DIR", help="where data sets lie (default: CLSIM_DATA_DIR)")
+    pretrain.add_argument("--out", metavar="DIR", help="where checkpoints and weights go (default runs/pretrain/NAME)")
+    pretrain.add_argument("--threads", metavar="N", help="CPU threads")
+    pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
+    cache = command("cache", "show what the cache of decoded images and features holds")
+    cache.add_argument("--clear", action="store_true", help="empty it")
+    return top, commands.choices
+
+
+def _dispatch(argv: list[str]) -> int:
+    top, parsers = _parsers()
+    if not argv:
+        top.print_help()
+        return DONE
+    name, *rest = argv
+    try:
+        if name not in parsers:
+            if name.startswith("-"):
+                top.parse_args(argv)  # --help and --version end here
+            raise unknown("command", name, parsers)
+        # intermixed: fields may stand anywhere among the options
+        given, left = parsers[name].parse_known_intermixed_args(rest)
+    except SystemExit as end:
+        return DONE if end.code is None else int(end.code)
+    if left:
+        option = left[0].partition("=")[0]
+        if option.startswith("--"):
+            raise unknown("option", option, parsers[name].known)
+        raise RequestError(f"clsim {name} does not take {left[0]!r}")
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
+        "run": _run,
+        "list": _list,
+        "show": _show,
+        "compare": _compare,
+        "pretrain": _pretrain,
+        "cache": _cache,
+    }
+    return actions[name](given)
+
+
+# commands that run
+
+
+def _run(given: argparse.Namespace) -> int:
+    from clsim import config  # late, as all that follows: it loads plug-ins, which takes seconds
+
+    options = {name: getattr(given, name) for name in config.OPTIONS}
+    configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
+    from clsim import runner
+
+    runs = runner.run_all(configs, fresh=given.fresh, quiet=given.quiet, dry_run=given.dry_run)
+    if len(runs) > 1:
+        from clsim import compare
+
+        print(compare.report([run.directory for run in runs]))
+    return DONE
+
+
+def _pretrain(given: argparse.Namespace) -> int:
+    from clsim.values import check, split_field
+
+    fields = dict(map(split_field, given.fields))
+    threads = check(given.threads or "none", int | None, "threads")
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads must be at least 1, not {threads}")
+    data_dir = given.data_dir or os.environ.get("CLSIM_DATA_DIR")
+    from clsim import pretrain
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    pretrain.main(
+        given.name,
+        data_dir=None if data_dir is None else Path(data_dir).expanduser(),
+        out=Path(given.out or Path("runs", "pretrain", given.name)).expanduser(),
+        fields=fields,
+    )
+    return DONE
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from clsim import compare
+
+    print(compare.report([Path(run) for run in given.runs], given.format))
+    return DONE
+
+
+# commands that read
+
+
+def _list(given: argparse.Namespace) -> int:
+    from clsim import listing
+
+    print(listing.names(given.section, plain=not sys.stdout.isatty()))
+    return DONE
+
+
+def _show(given: argparse.Namespace) -> int:
+    from clsim import listing
+
+    print(listing.about(given.name))
+    return DONE
+
+
+def _cache(given: argparse.Namespace) -> int:
+    from clsim import config, listing
+
+    print(listing.clear_cache(config.cache_dir()) if given.clear else listing.cache(config.cache_dir()))
+    return DONE

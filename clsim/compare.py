@@ -1,0 +1,211 @@
+"""`clsim compare`: finished runs side by side, those that differ only in their seed together."""
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsim import plugins
+from clsim.errors import RequestError
+from clsim.listing import size_text
+from clsim.metrics import mean_and_interval
+
+METRICS = (
+    "average_accuracy",
+    "forgetting",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "learning_accuracy",
+)
+# of a run's directory and of how it was asked for; nothing that a result depends on
+IGNORED = ("seed", "out", "data_dir", "preset", "scenario", "strategy", "backbone")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, as far as comparisons go."""
+
+    directory: Path
+    summary: dict[str, Any]
+    scenario_settings: dict[str, Any]  # fields of the scenario
+    settings: dict[str, Any]  # fields of the strategy, and options
+
+    @classmethod
+    def read(cls, directory: Path) -> "Finished":
+        """Raises RequestError for a file that is not what a run writes."""
+        try:
+            summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+            config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+            scenario, strategy = dict(config["scenario"]), dict(config["strategy"])
+            options = {key: value for key, value in config.items() if key not in IGNORED}
+            del scenario["name"], strategy["name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{directory} is not a run directory of clsim: {error!r}") from error
+        return cls(directory, summary, scenario, strategy | options)
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that differ only in their seed."""
+        names = [self.summary[name] for name in ("scenario", "strategy", "backbone")]
+        return json.dumps([names, self.scenario_settings, self.settings], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed, with the names that tell them from other groups."""
+
+    scenario: str
+    strategy: str
+    runs: tuple[Finished, ...]
+
+    def values(self, name: str) -> list[float]:
+        """A metric or a cost of every run; empty where it has no meaning."""
+        found = [{**run.summary["cost"], **run.summary["metrics"], **run.summary}.get(name) for run in self.runs]
+        return [float(value) for value in found if isinstance(value, int | float)]
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a metric or a cost over the runs."""
+        values = self.values(name)
+        return sum(values) / len(values) if values else None
+
+
+def report(paths: Sequence[Path], style: str = "table") -> str:
+    """The runs in and below `paths` as text (`table`), Markdown (`md`) or CSV (`csv`). Accuracies are in %.
+
+    Raises RequestError where there is no run.
+    """
+    finished, unfinished = find(paths)
+    groups = group(finished)
+    if style == "csv":
+        return _csv(groups)
+    blocks = [_markdown(groups)] if style == "md" and groups else []
+    if style == "table":
+        for scenario in dict.fromkeys(each.scenario for each in groups):
+            blocks.append(f"{scenario}\n{_table([each for each in groups if each.scenario == scenario])}")
+    if unfinished:
+        blocks.append(f"not finished: {', '.join(map(str, unfinished))}")
+    return "\n\n".join(blocks)
+
+
+def find(paths: Iterable[Path]) -> tuple[list[Finished], list[Path]]:
+    """The finished runs in and below the paths, each once, and the directories of unfinished ones."""
+    directories: dict[Path, Path] = {}
+    for path in paths:
+        below = sorted({file.parent for name in ("summary.json", "config.toml") for file in path.rglob(name)})
+        if not below:
+            raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
+        for directory in below:
+            directories.setdefault(directory.resolve(), directory)
+    finished = [path for path in directories.values() if (path / "summary.json").exists()]
+    return [Finished.read(path) for path in finished], [path for path in directories.values() if path not in finished]
+
+
+def group(runs: Iterable[Finished]) -> list[Group]:
+    """Runs that differ only in their seed, together; by scenario, the best average accuracy first."""
+    by_key: dict[str, list[Finished]] = {}
+    for run in runs:
+        by_key.setdefault(run.key, []).append(run)
+    sets: list[list[Finished]] = []
+    for members in by_key.values():
+        # the same seed twice: data, weights or a plug-in's code have changed in between, so there is no mean to take
+        repeated = len({run.summary["seed"] for run in members}) < len(members)
+        sets += [[run] for run in members] if repeated else [members]
+    groups = []
+    for members in sets:
+        first = members[0]
+        scenario, strategy = first.summary["scenario"], plugins.label(first.summary["strategy"])
+        peers = [other[0] for other in sets if other[0].summary["scenario"] == scenario]
+        scenario_text = _distinct(first.scenario_settings, [peer.scenario_settings for peer in peers])
+        peers = [peer for peer in peers if peer.summary["strategy"] == first.summary["strategy"]]
+        settings_text = _distinct(first.settings, [peer.settings for peer in peers])
+        twin = any(peer is not first and peer.key == first.key for peer in peers)
+        texts = (strategy, *settings_text, *([f"#{first.summary['config_hash']}"] if twin else []))
+        members = sorted(members, key=lambda run: int(run.summary["seed"]))
+        groups.append(Group(" ".join((scenario, *scenario_text)), " ".join(texts), tuple(members)))
+    return sorted(groups, key=lambda each: (each.scenario, -(each.mean("average_accuracy") or 0.0)))
+
+
+def _distinct(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
+    """``key=value`` of the settings in which the others are not all the same."""
+    texts = []
+    for key, value in own.items():
+        if any(other.get(key) != value for other in others):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            texts.append(f"{key}={text.lower() if isinstance(value, bool) else text or 'none'}")
+    return texts
+
+
+# tables
+
+
+def _cells(each: Group) -> dict[str, str]:
+    """Heading -> text, for people."""
+    cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
+    for name in METRICS:
+        cells[f"{name.replace('_', ' ')} %"] = _percent(each.values(name))
+    trained, seconds, speed = (each.mean(n) for n in ("trainable_parameters", "seconds", "images_per_second"))
+    cells["trainable parameters"] = "-" if trained is None else f"{trained:,.0f}"
+    cells["seconds"] = "-" if seconds is None else f"{seconds:,.1f}"
+    cells["images/s"] = "-" if speed is None else f"{speed:,.0f}"
+    for heading, name in (("rehearsal memory", "memory_bytes"), ("peak memory", "peak_memory_bytes")):
+        count = each.mean(name)
+        cells[heading] = "-" if count is None else size_text(count)
+    return cells
+
+
+def _percent(values: Sequence[float]) -> str:
+    """``81.2 ± 1.4``: mean and half the width of the 95 % interval, in %."""
+    if not values:
+        return "-"
+    mean, half = mean_and_interval(values)
+    return f"{100 * mean:.1f}" if half is None else f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def _table(groups: Sequence[Group]) -> str:
+    """Aligned columns; headings run down, one word a line."""
+    rows = [_cells(each) for each in groups]
+    headings = [heading.split() for heading in rows[0]]
+    height = max(map(len, headings))
+    lines = [[([""] * (height - len(words)) + words)[i] for words in headings] for i in range(height)]
+    lines += [list(row.values()) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = "  ".join("-" * width for width in widths)
+    # names to the left, figures to the right
+    aligned = [
+        "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*aligned[:height], rule, *aligned[height:]])
+
+
+def _markdown(groups: Sequence[Group]) -> str:
+    """One table, with the scenario as a column."""
+    rows = [{"scenario": each.scenario, **_cells(each)} for each in groups]
+    columns = list(rows[0])
+    marks = ["---" if name in ("scenario", "strategy", "backbone") else "---:" for name in columns]
+    lines = [columns, marks, *([text.replace("|", "\\|") for text in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _csv(groups: Sequence[Group]) -> str:
+    """One table of plain numbers: accuracies and their intervals in %, bytes, seconds."""
+    costs = ("trainable_parameters", "seconds", "images_per_second", "memory_bytes", "peak_memory_bytes")
+    rows: list[dict[str, Any]] = []
+    for each in groups:
+        row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
+        row["seeds"] = len(each.runs)
+        for name in METRICS:
+            values = each.values(name)
+            mean, half = mean_and_interval(values) if values else (None, None)
+            row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
+            row[f"{name}_interval"] = None if half is None else round(100 * half, 4)
+        rows.append(row | {name: each.mean(name) for name in costs})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if rows:
+        writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+    return text.getvalue().rstrip("\n")

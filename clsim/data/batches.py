@@ -1,0 +1,78 @@
+"""Batches: rows of a table as tensors on the device, augmented or clean."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clsim.data.table import ImageTable
+from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a learner is given. In evaluation `labels`, `rows` and `domains` are None: only the image decides."""
+
+    images: Tensor | None  # (B,3,S,S) normalised, where the strategy reads images
+    features: Tensor | None = None  # (B,D) float32, of the clean image, where it reads features
+    labels: Tensor | None = None  # (B,)
+    rows: NDArray[np.int64] | None = None  # (B,) rows of the training table
+    domains: Tensor | None = None  # (B,)
+    replayed: int = 0  # how many at the end of the batch were not in the stream's rows
+
+    def __len__(self) -> int:
+        given = self.images if self.images is not None else self.features
+        return 0 if given is None else len(given)
+
+
+class Loader:
+    """Makes batches of a table's rows, loading nothing that the strategy does not read."""
+
+    def __init__(self, table: ImageTable, pixels: Pixels, reads: set[str], device: torch.device, bank=None) -> None:  # type: ignore[no-untyped-def]
+        """`bank` is the table's FeatureBank; needed where `reads` has "features"."""
+        self.table = table
+        self.pixels = pixels
+        self.reads = reads
+        self.device = device
+        self.bank = bank
+
+    def train(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator, replayed: int = 0) -> Batch:
+        """A labelled batch with augmented images; features are of the clean ones."""
+        batch = self._labelled(rows, replayed)
+        if "images" in self.reads:
+            batch = replace(batch, images=augmented(self._pixels(rows), self.pixels, how, generator))
+        return batch
+
+    def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """Labelled batches of `size` rows, in order, not augmented."""
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            images = evaluation(self._pixels(chosen), self.pixels) if "images" in self.reads else None
+            yield replace(self._labelled(chosen, 0), images=images)
+
+    def unlabelled(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, Batch]]:
+        """(count, batch) pairs for evaluation: the first `count` images of a batch count.
+
+        Every batch has `size` images, the last one filled up with copies of its last image: the kernels that run
+        depend on the batch's shape, and with it the last bits of a prediction.
+        """
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            padded = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+            images = evaluation(self._pixels(padded), self.pixels) if "images" in self.reads else None
+            yield len(chosen), Batch(images, self._features(padded))
+
+    def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.take(self.table.images, rows, axis=0)).to(self.device)
+
+    def _features(self, rows: NDArray[np.int64]) -> Tensor | None:
+        return self.bank.rows(rows).to(self.device) if "features" in self.reads else None
+
+    def _labelled(self, rows: NDArray[np.int64], replayed: int) -> Batch:
+        table = self.table
+        domains = None if table.domains is None else torch.from_numpy(table.domains[rows]).to(self.device)
+        labels = torch.from_numpy(table.labels[rows]).to(self.device)
+        return Batch(None, self._features(rows), labels, rows, domains, replayed)

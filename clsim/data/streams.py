@@ -1,0 +1,259 @@
+"""Streams: a table's rows dealt out to experiences. Names follow Avalanche."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsim.data.readers import Hub, Source, parquet_files, read_folder, read_parquet
+from clsim.data.table import ImageTable
+from clsim.errors import RequestError, unknown
+
+Protocol = Literal["class", "domain", "task", "pair", "targets"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a strategy may know before training: names and protocol, never rows or test data."""
+
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    protocol: Protocol
+    num_experiences: int
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the whole stream."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A part of a stream that is learned, or tested, at one time."""
+
+    index: int
+    table: ImageTable
+    rows: NDArray[np.int64]  # (n,) rows of the table, ascending
+    classes: tuple[int, ...]  # sorted
+    name: str
+    domain: str | None = None
+    task_label: int | None = None  # only where the protocol reveals it
+    unlabelled: NDArray[np.int64] | None = None  # rows without labels to adapt to
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,) labels of the rows."""
+        return self.table.labels[self.rows]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Training experiences with the test experiences that belong to them."""
+
+    train_stream: tuple[Experience, ...]
+    test_stream: tuple[Experience, ...]
+    protocol: Protocol
+    flip: bool = True  # whether a mirrored image keeps its class
+
+    @property
+    def train_table(self) -> ImageTable:
+        """The table of every training experience."""
+        return self.train_stream[0].table
+
+    @property
+    def test_table(self) -> ImageTable:
+        """The table of every test experience."""
+        return self.test_stream[0].table
+
+    @property
+    def info(self) -> Info:
+        """What strategies are told."""
+        table = self.train_table
+        return Info(table.class_names, table.domain_names, self.protocol, len(self.train_stream))
+
+
+@dataclass(frozen=True)
+class DataAccess:
+    """Where a scenario gets its tables: the folders to look in, and the size at which to keep images."""
+
+    data_dir: Path | None
+    cache_dir: Path
+    side: int  # shorter side of images kept decoded, in pixels; smaller uniform images stay as they are
+
+    def parquet(
+        self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
+    ) -> Source:
+        """One split, from `data_dir/folder/split*.parquet` or the Hub's repository."""
+        return read_parquet(parquet_files(self.data_dir, folder, split, hub), image, label, domain)
+
+    def tree(self) -> Path:
+        """The data directory as a tree of class folders. Raises RequestError where there is none."""
+        if self.data_dir is None:
+            raise RequestError("no --data-dir is given: point it at a folder of class folders")
+        if not self.data_dir.is_dir():
+            raise RequestError(f"no such data directory: {self.data_dir}")
+        return self.data_dir
+
+    def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
+        """Class folders below the data directory, in a folder for each domain where domains are named."""
+        return read_folder(self.tree().joinpath(*below), domains)
+
+    def table(self, source: Source, on_bad_image: str) -> ImageTable:
+        """The source, decoded."""
+        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image)
+
+
+@dataclass(kw_only=True)
+class Scenario:
+    """A stream as a plug-in: its fields are its configuration, `build` makes the benchmark."""
+
+    train_per_class: int | None = None  # training images of each class; none: all
+    test_per_class: int | None = None  # test images of each class; none: all
+    order_seed: int = 0  # seed of the class order, apart from the run's seed; -1: as the data set lists them
+    on_bad_image: Literal["stop", "skip"] = "stop"  # what to do about images that cannot be decoded
+
+    def build(self, data: DataAccess) -> Benchmark:
+        """The benchmark. Raises RequestError where the fields or the data do not allow it."""
+        raise NotImplementedError
+
+    def variant(self) -> str:
+        """What joins the scenario's name in the run directory, e.g. ``Art-Clipart``; empty for most."""
+        return ""
+
+
+def class_order(num_classes: int, order_seed: int) -> NDArray[np.int64]:
+    """The order in which classes arrive, from a generator of its own; the given order where the seed is -1."""
+    if order_seed < -1:
+        raise RequestError(f"order_seed is -1 (the data set's order) or at least 0, not {order_seed}")
+    return np.arange(num_classes) if order_seed == -1 else np.random.default_rng(order_seed).permutation(num_classes)
+
+
+def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int | None) -> NDArray[np.int64]:
+    """The first `count` of `rows` in every class (and domain); all where count is None."""
+    if count is None:
+        return rows
+    if count < 1:
+        raise RequestError(f"images a class must be at least 1, not {count}")
+    key = table.labels[rows]
+    if table.domains is not None:
+        key = key + table.domains[rows] * len(table.class_names)
+    starts = np.flatnonzero(np.diff(key, prepend=-1))  # rows ascend, so each class and domain is one run
+    rank = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+    return rows[rank < count]
+
+
+def class_incremental(
+    scenario: Scenario,
+    train: ImageTable,
+    test: ImageTable,
+    classes_per_experience: int,
+    protocol: Protocol = "class",
+    flip: bool = True,
+    groups: Sequence[Sequence[int]] | None = None,
+    names: Sequence[str] = (),
+) -> Benchmark:
+    """New classes in each experience, `classes_per_experience` of them or as `groups` has them.
+
+    Raises RequestError if the classes do not divide evenly: none is ever left out in silence.
+    """
+    _require_same_names(train, test)
+    num_classes = len(train.class_names)
+    if groups is None:
+        if not 1 <= classes_per_experience <= num_classes or num_classes % classes_per_experience:
+            divisors = ", ".join(str(d) for d in range(1, num_classes + 1) if num_classes % d == 0)
+            raise RequestError(
+                f"classes_per_experience={classes_per_experience} does not divide {num_classes} classes evenly; "
+                f"one of {divisors} does"
+            )
+        groups = class_order(num_classes, scenario.order_seed).reshape(-1, classes_per_experience).tolist()
+
+    def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
+        experiences = []
+        for index, group in enumerate(groups):
+            rows = first_of_each_class(table, np.flatnonzero(np.isin(table.labels, group)), count)
+            classes = tuple(sorted(int(c) for c in group))
+            missing = set(classes) - set(table.labels[rows].tolist())
+            if missing:
+                raise RequestError(f"no images of class {table.class_names[min(missing)]!r}")
+            name = names[index] if names else f"classes {_spans(classes)}"
+            experiences.append(
+                Experience(index, table, rows, classes, name, task_label=index if protocol == "task" else None)
+            )
+        return tuple(experiences)
+
+    return Benchmark(
+        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol=protocol, flip=flip
+    )
+
+
+def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
+    """The same classes in each experience, from a new domain each time, in the order of the tables' domain names.
+
+    Raises RequestError if a domain has no images to train on or to test with.
+    """
+    _require_same_names(train, test)
+
+    def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
+        if table.domains is None:
+            raise RequestError("these images come from one domain; protocol=domain needs several")
+        experiences = []
+        for index, name in enumerate(table.domain_names):
+            rows = first_of_each_class(table, np.flatnonzero(table.domains == index), count)
+            if len(rows) == 0:
+                raise RequestError(f"no images of domain {name!r}")
+            classes = tuple(np.unique(table.labels[rows]).tolist())
+            experiences.append(Experience(index, table, rows, classes, name, domain=name))
+        return tuple(experiences)
+
+    return Benchmark(
+        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol="domain", flip=flip
+    )
+
+
+def _require_same_names(train: ImageTable, test: ImageTable) -> None:
+    """Labels are positions in the list of names: the two splits must mean the same by them."""
+    for kind, ours, theirs in (
+        ("class", train.class_names, test.class_names),
+        ("domain", train.domain_names, test.domain_names),
+    ):
+        if ours != theirs:
+            odd = sorted(set(ours) ^ set(theirs))
+            what = f"{kind} {odd[0]!r} is in one of them only" if odd else f"their {kind} names are ordered differently"
+            raise RequestError(f"the training and the test images do not fit together: {what}")
+
+
+def _spans(classes: Sequence[int]) -> str:
+    """(0, 1, 2, 5) -> '0-2 5'."""
+    text = " ".join(map(str, classes))
+    runs = np.split(np.asarray(classes), np.flatnonzero(np.diff(classes) != 1) + 1)
+    short = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
+    return min(text, short, key=len)
+
+
+def merged(stream: Sequence[Experience]) -> Experience:
+    """Every experience of a stream as a single one, under the index of the last."""
+    return replace(
+        stream[-1],
+        rows=np.sort(np.concatenate([experience.rows for experience in stream])),
+        classes=tuple(sorted({c for experience in stream for c in experience.classes})),
+        name="all at once",
+        domain=None,
+        task_label=None,
+    )
+
+
+def same_name(a: str, b: str) -> bool:
+    """Whether two domain names match, without regard to case, blanks and underscores."""
+    return re.sub(r"[\s_]+", "", a).lower() == re.sub(r"[\s_]+", "", b).lower()
+
+
+def matching_name(kind: str, name: str, known: Sequence[str]) -> str:
+    """The one of `known` that `name` means, see `same_name`. Raises RequestError with the list if none does."""
+    for candidate in known:
+        if same_name(name, candidate):
+            return candidate
+    raise unknown(kind, name, known)

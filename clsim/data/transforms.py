@@ -1,0 +1,107 @@
+"""Crop, flip, resize and normalise whole batches, from uint8, as two batched matrix products.
+
+Cropping, mirroring and antialiased bilinear resizing are linear and separable: each output row is a
+weighted sum of input rows, each output column of input columns. One matrix per image and axis holds
+them all, and runs wherever matrices run.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a tower wants its pixels to be. Mean and standard deviation are of values in [0, 1]."""
+
+    size: int  # side of the square input, in pixels
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop: float = 224 / 256  # share of the shorter side that evaluation sees, from the centre
+
+    @property
+    def stored_side(self) -> int:
+        """Side at which larger images are kept, so that the central crop needs no second resize."""
+        return round(self.size / self.crop)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crops (Szegedy et al. 2015) and horizontal flips."""
+
+    crop_min: float = 0.6  # smallest share of the area that a crop keeps; 1 keeps the whole image
+    flip: bool = True  # mirror half of the images; wrong for digits and letters
+
+
+def axis_weights(start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:
+    """Triangle-filter weights (B, size, length) that resample [start, stop) of an axis to `size` points.
+
+    `start` and `stop` are (B,) in pixels; start > stop mirrors. The filter widens where the axis
+    shrinks, as in torchvision's antialiased resize, and is cut at the ends of the axis.
+    """
+    step = (stop - start) / size
+    centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step[:, None]
+    pixel = torch.arange(length, device=start.device) + 0.5
+    width = step.abs().clamp(min=1.0)[:, None, None]
+    weights = (1 - (pixel - centre[..., None]).abs() / width).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def resample(images: Tensor, boxes: Tensor, pixels: Pixels) -> Tensor:
+    """(B,3,H,W) uint8 images, (B,4) boxes -> (B,3,S,S) float32, normalised.
+
+    A box is (top, bottom, left, right) in pixels; left > right mirrors the image.
+    """
+    height, width = images.shape[-2:]
+    rows = axis_weights(boxes[:, 0], boxes[:, 1], height, pixels.size)
+    columns = axis_weights(boxes[:, 2], boxes[:, 3], width, pixels.size)
+    out = rows[:, None] @ (images.float() @ columns[:, None].transpose(-1, -2))
+    return normalise(out, pixels)
+
+
+def normalise(images: Tensor, pixels: Pixels) -> Tensor:
+    """(B,3,H,W) float values in [0, 255] -> the same, shifted and scaled in place to the tower's range."""
+    mean = torch.tensor(pixels.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(pixels.std, device=images.device).view(3, 1, 1)
+    return images.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def evaluation(images: Tensor, pixels: Pixels) -> Tensor:
+    """(B,3,H,W) uint8 -> (B,3,S,S): the central crop, resized; the same for every image."""
+    height, width = images.shape[-2:]
+    side = pixels.crop * min(height, width)
+    if side == height == width == pixels.size:
+        return normalise(images.float(), pixels)
+    top, left = (height - side) / 2, (width - side) / 2
+    box = torch.tensor([[top, top + side, left, left + side]], device=images.device)
+    return resample(images, box.expand(len(images), 4), pixels)
+
+
+def random_boxes(count: int, height: int, width: int, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """(count, 4) random boxes: area uniform in [crop_min, 1], aspect ratio log-uniform in [3/4, 4/3].
+
+    A box whose ratio would lead out of the image takes the nearest ratio at which its area fits in.
+    """
+    draw = torch.rand(count, 5, generator=generator)
+    share = how.crop_min + (1 - how.crop_min) * draw[:, 0]
+    ratio = torch.exp((2 * draw[:, 1] - 1) * math.log(4 / 3))
+    ratio = torch.minimum(torch.maximum(ratio, share * width / height), width / (share * height))
+    area = share * height * width
+    crop_height = torch.sqrt(area / ratio).clamp(max=height)
+    crop_width = torch.sqrt(area * ratio).clamp(max=width)
+    top = draw[:, 2] * (height - crop_height)
+    left = draw[:, 3] * (width - crop_width)
+    right = left + crop_width
+    if how.flip:
+        mirrored = draw[:, 4] < 0.5
+        left, right = torch.where(mirrored, right, left), torch.where(mirrored, left, right)
+    return torch.stack([top, top + crop_height, left, right], dim=1)
+
+
+def augmented(images: Tensor, pixels: Pixels, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, perhaps mirrored."""
+    height, width = images.shape[-2:]
+    boxes = random_boxes(len(images), height, width, how, generator)
+    return resample(images, boxes.to(images.device), pixels)

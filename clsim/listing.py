@@ -1,0 +1,153 @@
+"""What `clsim list`, `show` and `cache` print, from files that are read and never run."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clsim import plugins
+from clsim.backbones import registry
+from clsim.errors import RequestError, unknown
+
+SECTIONS = ("scenarios", "strategies", "backbones")
+CACHED = ("tables", "features")  # folders of the cache
+
+
+def names(section: str | None = None, plain: bool = False) -> str:
+    """What there is, in one section or all of them: with summaries, or plainly one name a line.
+
+    Raises RequestError for an unknown section.
+    """
+    if section is not None and section not in SECTIONS:
+        raise unknown("section", section, SECTIONS)
+    blocks = []
+    for each in SECTIONS if section is None else (section,):
+        kind = next((kind for kind in plugins.KINDS if kind == each), None)
+        known = list(registry.BUNDLED) if kind is None else plugins.names(kind)
+        if plain:
+            blocks += known
+            continue
+        summaries = registry.BUNDLED | registry.FAMILIES if kind is None else {n: _summary(kind, n) for n in known}
+        blocks.append(f"{each}\n{columns([(f'  {name}', summary) for name, summary in summaries.items()])}\n")
+    return "\n".join(blocks if plain else [*blocks, "`clsim show NAME` says more about each."])
+
+
+def _summary(kind: plugins.Kind, name: str) -> str:
+    """A plug-in's summary, or why there is none: a broken plug-in must not hide the others."""
+    try:
+        return plugins.describe(kind, name).summary
+    except RequestError as error:
+        return f"({error})"
+
+
+def about(name: str) -> str:
+    """All there is to say of a strategy, a scenario or a bundled backbone. Raises RequestError if there is none."""
+    if name in registry.BUNDLED:
+        return _backbone(name)
+    kinds = plugins.kinds(name)
+    if not kinds:
+        known = [*registry.BUNDLED, *(each for kind in plugins.KINDS for each in plugins.names(kind))]
+        raise unknown("strategy, scenario or backbone", name, known)
+    return "\n\n".join(_plugin(plugins.describe(kind, name)) for kind in kinds)
+
+
+def _backbone(name: str) -> str:
+    """A backbone's description, and what was noted beside its weights."""
+    text = f"{name} (backbone)\n\n{registry.describe(name)}"
+    notes = Path(registry.__file__).parent / "weights" / f"{name}.json"
+    return "\n".join([text, "", *_tree(json.loads(notes.read_text()))]) if notes.is_file() else text
+
+
+def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
+    """Nested values, one a line."""
+    lines = []
+    for key, item in value.items():
+        title = f"{indent}{key.replace('_', ' ')}:"
+        if isinstance(item, dict):
+            lines += [title, *_tree(item, f"{indent}  ")]
+        else:
+            lines.append(f"{title} {', '.join(map(str, item)) if isinstance(item, list) else item}")
+    return lines
+
+
+def _plugin(plugin: plugins.Description) -> str:
+    """What a plug-in's file says."""
+    single = plugins.SINGULAR[plugin.kind]
+    prefix = "scenario." if plugin.kind == "scenarios" else ""
+    blocks = [f"{plugin.name} ({single})", plugin.doc, f"file: {plugin.path}"]
+    own = [field for field in plugin.fields if not field.inherited]
+    shared = [field for field in plugin.fields if field.inherited]
+    for title, group in ((f"fields ({prefix}name=value)", own), (f"fields of every {single}", shared)):
+        if group:
+            rows = [(f"  {prefix}{f.name}", _type(f.annotation), _default(f.default), f.meaning) for f in group]
+            blocks.append(f"{title}\n{columns(rows)}")
+    if plugin.presets:
+        presets = [(f"  {name}", _values(values)) for name, values in plugin.presets.items()]
+        blocks.append(f"presets (--preset NAME)\n{columns(presets)}")
+    return "\n\n".join(filter(None, blocks))
+
+
+def _values(values: dict[str, Any]) -> str:
+    """A preset as it would be given on the command line."""
+    return " ".join(f"{key}={_default(str(value))}" for key, value in values.items()) or "(the defaults)"
+
+
+def _type(annotation: str) -> str:
+    """``Literal['a', 'b'] | None`` -> ``a|b|none``."""
+    text = re.sub(r"Literal\[([^]]*)]", lambda found: re.sub(r"[ '\"]", "", found[1]).replace(",", "|"), annotation)
+    return text.replace(" | ", "|").replace("None", "none")
+
+
+def _default(text: str | None) -> str:
+    """A default as it is written on the command line."""
+    if text is None:
+        return "(required)"
+    return text.lower() if text in ("None", "True", "False") else text.strip("'\"")
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of left-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cache(folder: Path) -> str:
+    """Where the cache is and what it holds."""
+    entries = _entries(folder)
+    rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
+    total = f"{folder}: {size_text(sum(map(size, entries)))} in {len(entries)} entries"
+    return f"{total}\n{columns(rows)}" if rows else f"{folder}: empty"
+
+
+def clear_cache(folder: Path) -> str:
+    """Empty the cache; what was removed."""
+    entries = _entries(folder)
+    rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return f"removed from {folder}:\n{columns(rows)}" if rows else f"{folder}: empty already"
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Every table and feature bank. Other files in the folder are none of ours."""
+    return [entry for kind in CACHED if (folder / kind).is_dir() for entry in sorted((folder / kind).iterdir())]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of the files below a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,127 @@
+"""Counts of right answers -> every measure of continual learning. Needs NumPy only.
+
+Write R[t, j] for the accuracy on the test images of experience j after learning experiences 1 to t, of T. Counts come
+as one row for each t, with one cell for each j; a cell that was never evaluated is None. Where the first row was
+measured before any training (b in the definitions), callers say so with `before=True`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Counts = Sequence[Sequence[int | None]]
+
+NOT_TESTED = "not tested on every experience learned"
+NOT_EACH_TIME = "not tested after each experience on all that were learned"
+NOT_AHEAD = "experiences are not tested before they are learned"
+NO_BASELINE = "not tested before training"
+
+# the mean of no terms needs no other reason than that there are too few experiences; of terms never measured, these
+REASONS = {
+    "average_accuracy": NOT_TESTED,
+    "average_incremental_accuracy": NOT_EACH_TIME,
+    "forgetting": NOT_EACH_TIME,
+    "backward_transfer": NOT_EACH_TIME,
+    "forward_transfer": NOT_AHEAD,
+    "learning_accuracy": NOT_EACH_TIME,
+    "sample_accuracy": NOT_TESTED,
+}
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Each measure as a fraction (a difference of fractions for the transfers), or None with its reason in `notes`."""
+
+    values: dict[str, float | None]
+    notes: dict[str, str]
+
+
+def accuracy_matrix(correct: Counts, total: Sequence[int]) -> NDArray[np.float64]:
+    """(rows, T) counts -> (rows, T) accuracies in [0, 1], NaN where nothing was evaluated.
+
+    Raises ValueError for rows that are not T long, for counts outside 0 to total, and for an empty test set.
+    """
+    if any(size < 1 for size in total):
+        raise ValueError(f"every experience needs test images; there are {list(total)}")
+    for row in correct:
+        if len(row) != len(total):
+            raise ValueError(f"a row of {len(row)} counts does not fit {len(total)} experiences")
+        if any(count is not None and not 0 <= count <= size for count, size in zip(row, total, strict=True)):
+            raise ValueError(f"counts {list(row)} are not between 0 and {list(total)}")
+    counts = [[np.nan if count is None else count for count in row] for row in correct]
+    return np.array(counts, dtype=np.float64).reshape(len(correct), len(total)) / np.array(total, dtype=np.float64)
+
+
+def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Measures:
+    """Every measure after the last of the rows, in the middle of a run or at its end.
+
+    `correct` has a row for each experience learned, after one for the untrained learner if `before`. With t rows:
+
+    - average_accuracy A_t: mean of R[t, j] over j <= t
+    - average_incremental_accuracy: mean of A_1 to A_t
+    - forgetting: mean over j < t of max over l < t of R[l, j], minus R[t, j] (Chaudhry et al. 2018,
+      arXiv:1801.10112); cells never evaluated take no part in the maximum
+    - backward_transfer: mean over j < t of R[t, j] - R[j, j] (Lopez-Paz and Ranzato 2017, arXiv:1706.08840)
+    - forward_transfer: mean over 1 < j <= t of R[j-1, j] - b[j] (the same)
+    - learning_accuracy: mean over j <= t of R[j, j]
+    - sample_accuracy: A_t with every image, not every experience, weighing the same
+
+    A measure is None if any cell that it needs was never evaluated. Raises ValueError as `accuracy_matrix` does, and
+    for more rows than experiences.
+    """
+    matrix = accuracy_matrix(correct, total)
+    baseline = matrix[0] if before and len(matrix) else np.full(len(total), np.nan)
+    rows = matrix[1:] if before else matrix
+    learned = len(rows)
+    if learned > len(total):
+        raise ValueError(f"{learned} rows after training do not fit {len(total)} experiences")
+    if not learned:
+        return Measures(dict.fromkeys(REASONS), dict.fromkeys(REASONS, "no experience is learned yet"))
+    notes = dict(REASONS)
+    if not np.isnan(rows.diagonal(1)[: learned - 1]).any():
+        notes["forward_transfer"] = NO_BASELINE
+    few = "there is one experience only" if len(total) == 1 else "one experience is learned so far"
+    values: dict[str, float | None] = {}
+    for name, terms in _terms(rows, baseline, np.asarray(total, dtype=np.float64)).items():
+        mean = float(np.mean(terms)) if len(terms) else np.nan
+        values[name] = None if np.isnan(mean) else mean
+        if not len(terms):
+            notes[name] = few
+    return Measures(values, {name: note for name, note in notes.items() if values[name] is None})
+
+
+def _terms(
+    rows: NDArray[np.float64], baseline: NDArray[np.float64], total: NDArray[np.float64]
+) -> Mapping[str, NDArray[np.float64]]:
+    """What each measure is the mean of, from the (t, T) accuracies after training."""
+    learned = len(rows)
+    square = rows[:, :learned]
+    last, diagonal = square[-1], square.diagonal()
+    best = np.fmax.reduce(square[:-1], axis=0, initial=np.nan)  # fmax passes over NaN
+    return {
+        "average_accuracy": last,
+        "average_incremental_accuracy": np.array([square[t, : t + 1].mean() for t in range(learned)]),
+        "forgetting": (best - last)[:-1],
+        "backward_transfer": (last - diagonal)[:-1],
+        "forward_transfer": rows.diagonal(1)[: learned - 1] - baseline[1:learned],
+        "learning_accuracy": diagonal,
+        "sample_accuracy": np.atleast_1d(np.average(last, weights=total[:learned])),
+    }
+
+
+def mean_and_interval(values: ArrayLike) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95 % interval by Student's t; None for a single value.
+
+    Raises ValueError where there are no values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if not sample.size:
+        raise ValueError("there is no mean of no values")
+    if sample.size == 1:
+        return float(sample.mean()), None
+    from scipy.stats import t as student  # late: scipy.stats takes a second to import
+
+    error = sample.std(ddof=1) / np.sqrt(sample.size)
+    return float(sample.mean()), float(student.ppf(0.975, sample.size - 1) * error)

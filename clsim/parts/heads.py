@@ -1,0 +1,38 @@
+"""Heads: from features to logits."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearHead(nn.Linear):
+    """(B,D) features -> (B,K) logits, in float32 whatever the tower computes in."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        # bfloat16 has eight bits of mantissa: close logits would tie
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
+class PrototypeHead(nn.Module):
+    """Cosine to the mean feature of each class; a class without images scores below all others."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(num_classes, width, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Count (B,D) features with their (B,) labels into the means."""
+        # float64 sums: the mean must not depend on how the images were batched
+        self.sums.index_add_(0, labels, features.double())
+        self.counts += labels.bincount(minlength=len(self.counts))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,D) -> (B,K) cosines."""
+        means = nn.functional.normalize((self.sums / self.counts.clamp(min=1)[:, None]).float(), dim=1)
+        with torch.autocast(features.device.type, enabled=False):
+            cosine = nn.functional.normalize(features.float(), dim=1) @ means.T
+        return cosine.masked_fill(self.counts == 0, -2.0)

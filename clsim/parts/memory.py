@@ -1,0 +1,72 @@
+"""Rehearsal: a memory of earlier images, replayed beside the stream."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsim import rng
+from clsim.events import Part, State
+
+
+class Reservoir(Part):
+    """A memory filled by reservoir sampling (Vitter 1985), replayed a stream's batch at a time.
+
+    It keeps rows of the training table, which stand for unaugmented images: a replayed image is augmented anew. An
+    experience's images are offered once each, when it has been learned: what is replayed comes from earlier ones.
+    """
+
+    def __init__(self, capacity: int, per_class: bool = False) -> None:
+        """`capacity` images in all, or of each class. Raises ValueError if it is below 1."""
+        if capacity < 1:
+            raise ValueError(f"a rehearsal memory holds at least 1 image, not {capacity}")
+        self.capacity = capacity
+        self.per_class = per_class
+        self.kept: dict[int, list[int]] = {}  # group (class, or 0 for all) -> rows
+        self.offered: dict[int, int] = {}  # group -> images offered so far
+        self.image_bytes = 0
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) rows of the training table now in memory."""
+        return np.array([row for group in self.kept.values() for row in group], dtype=np.int64)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the images in memory take, uncompressed."""
+        return len(self.rows) * self.image_bytes
+
+    def before_training_iteration(self, s: State) -> None:
+        rows = self.rows
+        if len(rows) == 0:
+            return
+        assert s.rows is not None
+        draw = np.random.default_rng(rng.derive(s.seed, "replay", s.step))
+        chosen = draw.choice(rows, size=min(len(s.rows), len(rows)), replace=False)
+        s.replay = chosen if s.replay is None else np.concatenate([s.replay, chosen])
+
+    def after_training_exp(self, s: State) -> None:
+        assert s.experience is not None
+        table = s.experience.table
+        self.image_bytes = table.images[0].nbytes
+        draw = np.random.default_rng(rng.derive(s.seed, "reservoir", s.trained))
+        for row in draw.permutation(s.experience.rows).tolist():
+            self._offer(row, int(table.labels[row]) if self.per_class else 0, draw)
+
+    def _offer(self, row: int, group: int, draw: np.random.Generator) -> None:
+        kept = self.kept.setdefault(group, [])
+        self.offered[group] = self.offered.get(group, 0) + 1
+        if len(kept) < self.capacity:
+            kept.append(row)
+            return
+        place = int(draw.integers(self.offered[group]))
+        if place < self.capacity:
+            kept[place] = row
+
+    def state(self) -> dict[str, Any]:
+        return {"kept": dict(self.kept), "offered": dict(self.offered), "image_bytes": self.image_bytes}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.kept = {group: list(rows) for group, rows in state["kept"].items()}
+        self.offered = dict(state["offered"])
+        self.image_bytes = state["image_bytes"]

@@ -1,0 +1,308 @@
+"""Finds strategies and scenarios: in the built-in folders, by entry points, or as path/to/file.py:Class.
+
+`describe` reads a plug-in's file and never runs it; only `load` imports.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import clsim
+from clsim.errors import RequestError, unknown
+
+Kind = Literal["strategies", "scenarios"]
+KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
+SINGULAR = {"strategies": "strategy", "scenarios": "scenario"}
+# kind -> the class that its plug-ins have among their bases, the module that holds it
+BASES = {"strategies": ("Strategy", "clsim.strategy"), "scenarios": ("Scenario", "clsim.data.streams")}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a plug-in's dataclass, as it is written."""
+
+    name: str
+    annotation: str
+    default: str | None  # source text; None where a value must be given
+    meaning: str  # the comment on its line
+    inherited: bool = False  # from Strategy or Scenario, as it stands there
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a plug-in's file says about it."""
+
+    name: str
+    kind: Kind
+    path: Path
+    class_name: str
+    summary: str  # first line of the docstring
+    doc: str
+    fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
+    presets: dict[str, dict[str, Any]]
+    needs_text: bool = False  # whether it works only on a backbone with a text tower
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plug-in is found."""
+
+    name: str
+    path: Path
+    class_name: str | None = None  # None: the only one in the file
+    module: str | None = None  # what to import; None: the file itself
+
+
+def names(kind: Kind) -> list[str]:
+    """Every plug-in that can be asked for by a plain name, sorted."""
+    return sorted({place.name for place in _places(kind)})
+
+
+def kinds(name: str) -> list[Kind]:
+    """The kinds of plug-in that are called `name`; a user's file is of the kind that its class's bases tell."""
+    if not is_file(name):
+        return [kind for kind in KINDS if name in names(kind)]
+    place = _find("strategies", name)
+    classes = [node for node in _parse(place.path)[0].body if isinstance(node, ast.ClassDef)]
+    bases = {_last_name(base) for node in classes if node.name == place.class_name for base in node.bases}
+    # neither: `describe` will say what a strategy needs
+    return [kind for kind in KINDS if BASES[kind][0] in bases] or ["strategies"]
+
+
+def describe(kind: Kind, name: str) -> Description:
+    """A plug-in's description, from its text alone. Raises RequestError if it is unknown or cannot be read."""
+    place = _find(kind, name)
+    tree, lines = _parse(place.path)
+    node = _plugin_class(kind, place, tree)
+    own, constants = _body(node, lines)
+    inherited, defaults = _base(kind)
+    merged = {field.name: field for field in inherited}
+    for field in own:
+        above = merged.get(field.name)
+        meaning = field.meaning or (above.meaning if above else "")
+        merged[field.name] = Field(field.name, field.annotation, field.default, meaning)
+    try:
+        presets, needs_text = (
+            ast.literal_eval(constants[key]) if key in constants else defaults.get(key, empty)
+            for key, empty in (("presets", {}), ("needs_text", False))
+        )
+    except ValueError as error:
+        raise RequestError(f"{place.path}: presets and needs_text of {node.name} must be literals") from error
+    doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+    summary = doc.partition("\n")[0]
+    return Description(name, kind, place.path, node.name, summary, doc, tuple(merged.values()), presets, needs_text)
+
+
+def load(kind: Kind, name: str) -> type[Any]:
+    """A plug-in's class, imported. Raises RequestError if it is unknown or its file cannot be imported."""
+    place = _find(kind, name)
+    described = describe(kind, name)
+    try:
+        module = import_module(place.module) if place.module else _import_file(place.path)
+    except Exception as error:  # whatever a plug-in's author got wrong: they need its name, its file and the reason
+        raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
+    found: type[Any] = getattr(module, described.class_name)
+    configured = {field.name for field in fields(found)}
+    for field in described.fields:
+        if field.name not in configured:
+            raise RequestError(f"{described.class_name} ({place.path}) declares fields: put @dataclass above the class")
+    return found
+
+
+def label(name: str) -> str:
+    """The short name of a plug-in, for prefixes and directories: ``path/to/file.py:Class`` -> ``class``."""
+    return name.rpartition(":")[2].lower() if is_file(name) else name
+
+
+def is_file(name: str) -> bool:
+    """Whether a name stands for a file of the user's rather than for a plug-in that is installed."""
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def identity(name: str) -> str:
+    """What tells a plug-in from others in a configuration's hash: its name; for a user's file its class and text."""
+    if not is_file(name):
+        return name
+    path, _, class_name = name.rpartition(":")
+    return f"{class_name}@{_digest(Path(path).expanduser())}"
+
+
+# finding
+
+
+def _find(kind: Kind, name: str) -> Place:
+    """Where the plug-in called `name` is."""
+    if is_file(name):
+        path, _, class_name = name.rpartition(":")
+        if not path:
+            raise RequestError(f"{name} needs the name of a class: {name}:CLASS")
+        return Place(name, Path(path).expanduser(), class_name)
+    places = _places(kind)
+    found = [place for place in places if place.name == name]
+    if not found:
+        raise unknown(SINGULAR[kind], name, {place.name for place in places})
+    if len(found) > 1:
+        both = " and ".join(str(place.path) for place in found)
+        raise RequestError(f"more than one {SINGULAR[kind]} is called {name!r}: {both}; ask for one as FILE.py:CLASS")
+    return found[0]
+
+
+def _places(kind: Kind) -> list[Place]:
+    """Everything in the built-in folders, and what installed packages announce by entry points."""
+    found = []
+    for folder in clsim.__path__:  # two of them in a checkout, where the plug-in folders lie beside the package
+        for file in sorted((Path(folder) / kind).glob("[!_]*.py")):
+            found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
+    for entry in entry_points(group=f"clsim.{kind}"):
+        path = _module_file(entry.module) or Path(*entry.module.split(".")).with_suffix(".py")
+        found.append(Place(entry.name, path, entry.attr or None, entry.module))
+    return found
+
+
+def _module_file(module: str) -> Path | None:
+    """The file of a module, found without importing the module or the packages around it; None if there is none."""
+    search: Sequence[str] | None = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        specs = (finder.find_spec(name, search) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None or (spec.submodule_search_locations is None and depth < len(parts)):
+            return None
+        search = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+# reading
+
+
+def _parse(path: Path) -> tuple[ast.Module, list[str]]:
+    """A file's syntax tree and its lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return ast.parse(text), text.splitlines()
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error
+    except SyntaxError as error:
+        raise RequestError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except ValueError as error:  # not UTF-8, or null bytes
+        raise RequestError(f"{path} is not a Python file: {error}") from error
+
+
+def _plugin_class(kind: Kind, place: Place, tree: ast.Module) -> ast.ClassDef:
+    """The class asked for; where none is named, the only public one with Strategy (or Scenario) among its bases."""
+    base = BASES[kind][0]
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    below = [name for name, node in classes.items() if base in {_last_name(each) for each in node.bases}]
+    public = [name for name in below if not name.startswith("_")]
+    if place.class_name is None:
+        if len(public) != 1:
+            what = (
+                f"{len(public)} public classes below {base} ({', '.join(public)})"
+                if public
+                else f"no class below {base}"
+            )
+            raise RequestError(f"{place.path} has {what}; a {SINGULAR[kind]}'s file has one")
+        return classes[public[0]]
+    if place.class_name not in classes:
+        raise unknown(f"class in {place.path} called", place.class_name, public)
+    if place.class_name not in below:
+        raise RequestError(f"{place.class_name} in {place.path} is no {SINGULAR[kind]}: {base} is not among its bases")
+    return classes[place.class_name]
+
+
+def _last_name(node: ast.expr) -> str:
+    """``clsim.Strategy`` -> ``Strategy``."""
+    return ast.unparse(node).rpartition(".")[2]
+
+
+def _body(node: ast.ClassDef, lines: Sequence[str]) -> tuple[list[Field], dict[str, ast.expr]]:
+    """The dataclass fields that a class body declares, and its class variables."""
+    declared: list[Field] = []
+    constants: dict[str, ast.expr] = {}
+    for item in node.body:
+        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+            constants[item.targets[0].id] = item.value
+        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
+            continue
+        quoted = isinstance(item.annotation, ast.Constant) and isinstance(item.annotation.value, str)
+        annotation = str(ast.literal_eval(item.annotation)) if quoted else ast.unparse(item.annotation)
+        if annotation.removeprefix("typing.").startswith("ClassVar"):
+            if item.value is not None:
+                constants[item.target.id] = item.value
+            continue
+        options = _field_options(item.value)
+        if options.get("init") != "False":
+            declared.append(Field(item.target.id, annotation, options.get("default"), _comment(item, lines)))
+    return declared, constants
+
+
+def _field_options(value: ast.expr | None) -> dict[str, str]:
+    """Text of the default and the other keywords of ``field(...)``, or of a plain default."""
+    if value is None:
+        return {}
+    if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
+        return {"default": ast.unparse(value)}
+    options = {word.arg: ast.unparse(word.value) for word in value.keywords if word.arg is not None}
+    if "default_factory" in options:
+        options["default"] = f"{options['default_factory']}()".removeprefix("lambda: ")
+    return options
+
+
+def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
+    """The comment behind a statement."""
+    assert item.end_lineno is not None
+    behind = lines[item.end_lineno - 1].encode()[item.end_col_offset :].decode()  # columns count bytes
+    return behind.partition("#")[2].strip()
+
+
+@cache
+def _base(kind: Kind) -> tuple[list[Field], dict[str, Any]]:
+    """Fields of Strategy or Scenario, and its class variables' values, read from clsim's own file."""
+    name, module = BASES[kind]
+    tree, lines = _parse(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
+    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    declared, constants = _body(node, lines)
+    inherited = [Field(f.name, f.annotation, f.default, f.meaning, inherited=True) for f in declared]
+    return inherited, {key: ast.literal_eval(constants[key]) for key in ("presets", "needs_text") if key in constants}
+
+
+# importing
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A user's file as a module; the same module if its text has been imported before."""
+    name = f"clsim_file_{_digest(path)}_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up while it is being made
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _digest(path: Path) -> str:
+    """12 hex digits of a file's text."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

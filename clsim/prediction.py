@@ -1,0 +1,44 @@
+"""The final learner of a finished run, for new images."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clsim import checkpoint, config, plugins
+from clsim.backbones.load import load_backbone
+from clsim.data.batches import Batch
+from clsim.data.streams import Info
+from clsim.data.transforms import evaluation
+from clsim.results import Run
+from clsim.runner import build_learner
+
+
+class Predictor:
+    """Classifies images as the run's evaluation did."""
+
+    def __init__(self, run: Run) -> None:
+        """Raises RequestError if the backbone's weights are no longer to be had."""
+        asked = config.RunConfig.from_toml((run.directory / "config.toml").read_text())
+        strategy = config.make(plugins.load("strategies", asked.strategy), asked.strategy_fields, asked.strategy)
+        backbone = load_backbone(asked.backbone, asked.weights)
+        names = checkpoint.load(run.directory / "checkpoint")
+        info = Info(**names["info"])
+        self.bf16 = asked.precision == "bf16"
+        self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, torch.device("cpu"), self.bf16)
+        self.learner.load_state_dict(names["learner"], strict=False)
+        self.learner.eval()
+        self.pixels = backbone.image.pixels
+        self.classes = torch.tensor(names["seen"])
+
+    @torch.no_grad()
+    def __call__(self, images: NDArray[np.uint8], batch: int = 64) -> NDArray[np.int64]:
+        """(N,3,H,W) uint8 -> (N,) class ids."""
+        found = []
+        for start in range(0, len(images), batch):
+            chosen = np.ascontiguousarray(images[start : start + batch])
+            pixels = evaluation(torch.from_numpy(chosen), self.pixels)
+            features = None if self.tower is None else self.tower(pixels).float()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                logits = self.learner(Batch(pixels, features)).float()
+            found.append(self.classes[logits[:, self.classes].argmax(dim=1)])
+        return torch.cat(found).numpy()

@@ -1,0 +1,99 @@
+"""Pictures of a run, drawn without any global state of matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsim.metrics import Counts, accuracy_matrix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 110
+MAX_TICKS = 25  # labels on an axis, and numbers in cells, before they would overlap
+MAX_NAME = 28  # characters of an experience's name
+
+
+def accuracy_matrix_figure(correct: Counts, total: Sequence[int], names: Sequence[str], before: bool = False) -> Figure:
+    """The accuracies in %, a row after each experience and a column for each tested on, (rows, T) as in clsim.metrics.
+
+    Rows still to come, and cells never evaluated, stay empty, so that a run's pictures all have one shape.
+    """
+    experiences = len(total)
+    shown = np.full((experiences + before, experiences), np.nan)
+    shown[: len(correct)] = 100 * accuracy_matrix(correct, total)
+    labels = ["before"] * before + [f"{number}: {_short(name)}" for number, name in enumerate(names, 1)]
+
+    from matplotlib.figure import Figure
+
+    cell = 0.55 if experiences <= 10 else 0.40 if experiences <= MAX_TICKS else 10 / experiences  # inches
+    margin = 0.5 + 0.075 * max(map(len, labels))
+    width, height = max(experiences, 2) * cell, len(shown) * cell
+    figure = Figure(figsize=(width + margin + 1.0, height + 0.95), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="equal")
+    axes.set_facecolor("#f0f0f0")
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("tested on")
+    axes.set_ylabel("after experience")
+    every = -(-experiences // MAX_TICKS)
+    axes.set_xticks(range(0, experiences, every), [str(j + 1) for j in range(0, experiences, every)], fontsize=9)
+    axes.set_yticks(range(0, len(labels), every), labels[::every], fontsize=9)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(experiences + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
+    if every == 1:
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        for (row, column), value in np.ndenumerate(shown):
+            if not np.isnan(value):
+                text = percent(value / 100, experiences)
+                ink = "black" if value > 60 else "white"  # viridis is light from about there
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 3 / height), aspect=15, pad=0.02)
+    bar.set_label("accuracy, %", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def bars_figure(values: Sequence[float], title: str) -> Figure:
+    """One bar for each of the values, in order, counted from 0."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(min(max(4.0, 0.3 * len(values)), 14.0), 2.8), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.bar(range(len(values)), values, width=0.8, color="#31688e")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(-0.7, len(values) - 0.3)
+    axes.set_xticks(range(0, len(values), -(-len(values) // 40)))
+    axes.tick_params(labelsize=8, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(values) <= 20:
+        axes.bar_label(bars, [f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values], fontsize=7)
+    return figure
+
+
+def to_array(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as (H, W, 3) pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def percent(value: float | None, experiences: int) -> str:
+    """A fraction in per cent, with a decimal where a row of the matrix leaves room; "-" for None or NaN."""
+    if value is None or np.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}" if experiences <= 10 else f"{100 * value:.0f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"

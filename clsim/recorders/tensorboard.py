@@ -1,0 +1,107 @@
+"""TensorBoard: the journal as curves and pictures, in the run directory itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clsim.recorders.figures import accuracy_matrix_figure, bars_figure, to_array
+
+if TYPE_CHECKING:
+    from clsim.data.streams import Benchmark
+
+CURVES = 64  # a logged list up to this length is drawn as curves, too
+
+
+class TensorBoard:
+    """A listener of the journal. Training is drawn by step, evaluation and logged lists by experience.
+
+    Older event files of the directory go: the journal tells everything again on resuming, so that no point is there
+    twice.
+    """
+
+    def __init__(self, directory: Path, benchmark: Benchmark) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # late: a second to import
+
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer: Any = SummaryWriter(str(directory))
+        self._names = [experience.name for experience in benchmark.test_stream]
+        self._rows: dict[int, list[int | None]] = {}  # counts by experience; 0: before any training
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Draw a record of the journal at its own time."""
+        match record["event"]:
+            case "step":
+                self._scalar("train/loss", record["loss"], record["step"], record["time"])
+                self._scalar("train/lr", record["lr"], record["step"], record["time"])
+            case "evaluation":
+                self._evaluation(record)
+            case "log":
+                self._log(record)
+            case "end":
+                self._end(record)
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        self._writer.close()
+
+    def _scalar(self, tag: str, value: float | None, x: int, when: float) -> None:
+        if value is not None:
+            self._writer.add_scalar(tag, value, x, walltime=when)
+
+    def _image(self, tag: str, figure: Any, x: int, when: float) -> None:
+        self._writer.add_image(tag, to_array(figure), x, walltime=when, dataformats="HWC")
+
+    def _evaluation(self, record: dict[str, Any]) -> None:
+        experience, when = record["experience"], record["time"]
+        for name, value in zip(self._names, record["accuracy"], strict=True):
+            self._scalar(f"accuracy/{name}", value, experience, when)
+        for name, value in record["metrics"].items():
+            self._scalar(f"metrics/{name}", value, experience, when)
+        self._rows[experience] = record["correct"]
+        before = 0 in self._rows
+        # joint training leaves out all rows but the last
+        empty: list[int | None] = [None] * len(self._names)
+        rows = [self._rows.get(t, empty) for t in range(0 if before else 1, experience + 1)]
+        figure = accuracy_matrix_figure(rows, record["total"], self._names, before)
+        self._image("accuracy_matrix", figure, experience, when)
+        self._writer.flush()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        name, value, experience, when = (record[key] for key in ("name", "value", "experience", "time"))
+        if not isinstance(value, list):
+            # methods without gradients take no steps: their points stand by experience
+            self._scalar(f"log/{name}", value, record["step"] or experience, when)
+            return
+        known = [0.0 if item is None else item for item in value]
+        self._image(name, bars_figure(known, f"{name}, experience {experience}"), experience, when)
+        if len(value) <= CURVES:
+            for index, item in enumerate(value):
+                self._scalar(f"{name}/{index:02d}", item, experience, when)
+
+    def _end(self, record: dict[str, Any]) -> None:
+        """Hyper-parameters, beside the metrics' last points.
+
+        SummaryWriter.add_hparams would make a run of its own, named by the time, for these.
+        """
+        from torch.utils.tensorboard import summary
+
+        metrics = {f"metrics/{name}": value for name, value in record["metrics"].items() if value is not None}
+        make: Any = summary.hparams
+        for part in make(_flat(record["config"]), metrics):
+            self._writer.file_writer.add_summary(part, walltime=record["time"])
+        self._writer.flush()
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | float]:
+    """A tree as one level of dotted names; what is no number becomes text."""
+    flat: dict[str, str | float] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

@@ -1,0 +1,358 @@
+"""One run: from a configuration to a finished run directory, or back to where a broken one stood."""
+
+import contextlib
+import copy
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clsim import checkpoint, config, metrics, plugins, rng
+from clsim.backbones.features import FeatureBank
+from clsim.backbones.load import Backbone, load_backbone
+from clsim.backbones.vit import VisionTower
+from clsim.config import RunConfig
+from clsim.data.batches import Loader
+from clsim.data.streams import Benchmark, DataAccess
+from clsim.data.table import ImageTable
+from clsim.errors import RequestError
+from clsim.events import Part, State
+from clsim.loop import Cost, Loop
+from clsim.parts import named_part
+from clsim.recorders import console
+from clsim.recorders.journal import Journal
+from clsim.recorders.tensorboard import TensorBoard
+from clsim.results import Run, load
+from clsim.strategy import Strategy
+
+__all__ = ["load", "run", "run_all"]
+
+
+def run(**options: Any) -> Run | list[Run]:
+    """Run from Python: ``clsim.run(scenario="split_digits", strategy="l2p", seed=0, top_k=3)``.
+
+    Keywords are the command line's options, with underscores, and fields of the strategy; fields of the scenario are
+    given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
+    """
+    fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
+    toml = options.pop("config", None)
+    known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}
+    configs = config.plan(known, options, None if toml is None else Path(toml))
+    runs = run_all(configs, fresh=fresh, quiet=quiet)
+    return runs[0] if len(runs) == 1 else runs
+
+
+def run_all(
+    configs: Sequence[RunConfig], *, fresh: bool = False, quiet: bool = False, dry_run: bool = False
+) -> list[Run]:
+    """Every configuration in turn; finished ones are read back. With `dry_run` nothing is run and the list is empty."""
+    runs = []
+    for wanted in configs:
+        with _torch_settings(wanted):
+            job = Job.prepare(wanted)
+            if dry_run:
+                print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
+                continue
+            runs.append(job.execute(fresh=fresh, quiet=quiet))
+    return runs
+
+
+@contextlib.contextmanager
+def _torch_settings(wanted: RunConfig) -> Iterator[None]:
+    """Threads and deterministic algorithms for the run; the caller's settings and random state afterwards."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    with torch.random.fork_rng(devices=[]):
+        torch.use_deterministic_algorithms(True)
+        if wanted.threads is not None:
+            torch.set_num_threads(wanted.threads)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_num_threads(threads)
+
+
+def _resolve(wanted: RunConfig) -> RunConfig:
+    """The configuration with device, precision and threads as this machine has them."""
+    device = wanted.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RequestError("--device cuda: torch sees no CUDA device here")
+    precision = wanted.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
+        precision = "bf16" if fast else "fp32"
+    return replace(wanted, device=device, precision=precision, threads=torch.get_num_threads())
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether matrix products in bfloat16 have instructions of their own."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+@dataclass
+class Job:
+    """A configuration with everything it names made: ready to run."""
+
+    config: RunConfig
+    hash: str
+    directory: Path
+    strategy: Strategy
+    benchmark: Benchmark
+    backbone: Backbone
+
+    @classmethod
+    def prepare(cls, wanted: RunConfig) -> "Job":
+        """Make strategy, backbone and benchmark. Raises RequestError for whatever cannot be had."""
+        settled = _resolve(wanted)
+        strategy = config.make(plugins.load("strategies", settled.strategy), settled.strategy_fields, settled.strategy)
+        scenario = config.make(plugins.load("scenarios", settled.scenario), settled.scenario_fields, settled.scenario)
+        backbone = load_backbone(settled.backbone, settled.weights)
+        if strategy.needs_text and backbone.text is None:
+            raise RequestError(f"{settled.strategy} needs a backbone with a text tower; {settled.backbone} has none")
+        access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
+        benchmark = scenario.build(access)
+        digest = settled.hash(
+            backbone.image.fingerprint(), benchmark.train_table.fingerprint, benchmark.test_table.fingerprint
+        )
+        directory = settled.directory(scenario.variant(), digest)
+        return cls(settled, digest, directory, strategy, benchmark, backbone)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run directory holds a whole run."""
+        return (self.directory / "summary.json").exists()
+
+    def execute(self, *, fresh: bool, quiet: bool) -> Run:
+        """Run, or go on, or read back; then print the final table."""
+        if fresh:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        if not self.finished:
+            self._run(quiet)
+        run = load(self.directory)
+        if not quiet:
+            console.report(run)
+        return run
+
+    def _run(self, quiet: bool) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "config.toml").write_text(self.config.to_toml())
+        checkpoint.write_text(self.directory / "env.json", json.dumps(environment(self), indent=1))
+        shown = console.Console(self.benchmark, quiet=quiet)
+        loop, journal = self._loop(shown)
+        try:
+            reset_peak_memory()
+            loop.run()
+            self._finish(loop, journal)
+        finally:
+            shown.close()
+            journal.close()
+
+    def _loop(self, shown: console.Console) -> tuple[Loop, Journal]:
+        """The loop, standing where the checkpoint left it or at the start."""
+        device = torch.device(self.config.device)
+        bf16 = self.config.precision == "bf16"
+        learner, bank_tower = build_learner(
+            self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16
+        )
+        state = State(learner, self.benchmark.info, self.config.seed)
+        parts = [*self.strategy.parts(), *(named_part(text) for text in self.config.parts)]
+        folder = self.directory / "checkpoint"
+        saved = checkpoint.load(folder) if (folder / "state.json").exists() else None
+        board = TensorBoard(self.directory, self.benchmark)
+        journal = Journal(self.directory / "events.jsonl", [board], offset=saved["offset"] if saved else 0)
+        state.log = lambda name, value: journal.log(state, name, value)
+        loop = Loop(
+            self.strategy,
+            self.benchmark,
+            self._loader(self.benchmark.train_table, bank_tower, device),
+            self._loader(self.benchmark.test_table, bank_tower, device),
+            state,
+            [*parts, journal, shown],
+            bf16,
+            save=lambda loop: checkpoint.save(folder, snapshot(loop, parts, journal)),
+        )
+        if saved is not None:
+            restore(loop, parts, saved)
+        return loop, journal
+
+    def _loader(self, table: ImageTable, tower: VisionTower | None, device: torch.device) -> Loader:
+        bank = None if tower is None else FeatureBank(tower, table, device, config.cache_dir())
+        return Loader(table, self.backbone.image.pixels, self.strategy.reads(), device, bank)
+
+    def _finish(self, loop: Loop, journal: Journal) -> None:
+        """Write what is read of a finished run; summary.json last."""
+        s = loop.state
+        found = metrics.measures(s.correct, s.total, before=s.before)
+        test = self.benchmark.test_stream
+        names = self.benchmark.info.class_names
+        matrix = {
+            "correct": s.correct,
+            "total": s.total,
+            "experiences": [experience.name for experience in test],
+            "classes": [[names[c] for c in experience.classes] for experience in test],
+        }
+        cost = costs(loop, self.backbone)
+        summary = {
+            "scenario": self.directory.parts[-3],
+            "strategy": self.config.strategy,
+            "backbone": self.config.backbone,
+            "seed": self.config.seed,
+            "config_hash": self.hash,
+            "protocol": self.benchmark.protocol,
+            "metrics": found.values,
+            "cost": cost,
+            "seconds": loop.cost.seconds_training + loop.cost.seconds_evaluation,
+            "notes": found.notes | {f"caveat {i + 1}": text for i, text in enumerate(self.strategy.caveats())},
+        }
+        journal.end(found.values, cost, _hyper_parameters(self.config))
+        checkpoint.write_text(self.directory / "matrix.json", json.dumps(matrix))
+        checkpoint.write_text(self.directory / "summary.json", json.dumps(summary, indent=1))
+
+
+def _hyper_parameters(settled: RunConfig) -> dict[str, Any]:
+    """The configuration without the paths in it."""
+    tree = tomllib.loads(settled.to_toml())
+    return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
+
+
+def build_learner(
+    strategy: Strategy, backbone: Backbone, info: Any, seed: int, device: torch.device, bf16: bool
+) -> tuple[nn.Module, VisionTower | None]:
+    """The learner, initialised from its own random stream, and the tower for the feature bank where one is read.
+
+    Towers that stay frozen are kept in bfloat16 where the run computes in it: nothing has to be cast at each step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(seed, "initialisation"))
+        learner = strategy.build(backbone, info)
+    tower = backbone.image
+    frozen = not any(p.requires_grad for p in tower.parameters())
+    bank_tower = None
+    if "features" in strategy.reads():
+        bank_tower = tower if frozen else copy.deepcopy(tower).requires_grad_(False)
+        bank_tower.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    if frozen and bf16:
+        tower.to(torch.bfloat16)
+    return learner.to(device), bank_tower
+
+
+def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
+    """The learner's tensors without those of frozen towers, which the backbone's name stands for."""
+    frozen: set[str] = set()
+    for prefix, module in learner.named_modules():
+        if isinstance(module, VisionTower):
+            inside = {f"{prefix}.{name}" for name in module.state_dict()}
+            frozen |= inside - {f"{prefix}.{name}" for name, p in module.named_parameters() if p.requires_grad}
+    return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
+
+
+def snapshot(loop: Loop, parts: Sequence[Part], journal: Journal) -> dict[str, Any]:
+    """Everything that the rest of the run depends on."""
+    s = loop.state
+    optimizer = s.optimizer.state_dict() if s.epoch > 0 and s.optimizer is not None else None
+    return {
+        "info": asdict(s.info),
+        "learner": learner_state(s.learner),
+        "optimizer": optimizer,
+        "parts": [part.state() for part in parts],
+        "strategy": loop.strategy.state(),
+        "trained": s.trained,
+        "seen": list(s.seen),
+        "epoch": s.epoch,
+        "step": s.step,
+        "correct": s.correct,
+        "total": s.total,
+        "before": s.before,
+        "cost": asdict(loop.cost),
+        "peak_memory": peak_memory(),
+        "offset": journal.offset(),
+    }
+
+
+def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
+    """Put the loop where `snapshot` found it. Weights are copied into place."""
+    s = loop.state
+    s.learner.load_state_dict(saved["learner"], strict=False)
+    if saved["optimizer"] is not None:
+        s.optimizer = loop.strategy.configure_optimizer(s.learner)
+        s.optimizer.load_state_dict(saved["optimizer"])
+    for part, state in zip(parts, saved["parts"], strict=True):
+        part.load(state)
+    loop.strategy.load(saved["strategy"])
+    s.seen = tuple(saved["seen"])
+    for name in ("trained", "epoch", "step", "correct", "total", "before"):
+        setattr(s, name, saved[name])
+    loop.cost = Cost(**saved["cost"])
+
+
+def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
+    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes."""
+    learner, spent = loop.state.learner, loop.cost
+    return {
+        "seconds_training": spent.seconds_training,
+        "seconds_evaluation": spent.seconds_evaluation,
+        "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
+        "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        "stored_parameters": sum(t.numel() for t in learner_state(learner).values()),
+        "backbone_parameters": sum(p.numel() for p in backbone.image.parameters()),
+        "memory_bytes": sum(part.stored_bytes for part in loop.parts),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start the peak anew, where Linux lets a process do so: earlier runs of this process must not count."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> int:
+    """The process's largest resident memory, or the GPU's where there is one, in bytes."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """Versions, device and data, for whoever asks later where a figure came from."""
+    packages = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    gpu = job.config.device.startswith("cuda")
+    return {
+        "clsim": version("clsim"),
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
+        "threads": job.config.threads,
+        "precision": job.config.precision,
+        "weights": job.backbone.image.fingerprint(),
+        "tables": [job.benchmark.train_table.fingerprint, job.benchmark.test_table.fingerprint],
+        "class_order": [list(experience.classes) for experience in job.benchmark.train_stream],
+    }

@@ -1,0 +1,142 @@
+"""Values of fields: from the command line's text, TOML or Python to the type that a plug-in declares."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from clsim.errors import RequestError, unknown
+
+T = TypeVar("T")
+
+
+def split_field(text: str) -> tuple[str, str]:
+    """``name=value`` -> name and value. Raises RequestError where there is no ``=``."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise RequestError(f"{text!r} is neither an option nor a field with its value, e.g. epochs=1")
+    return name, value
+
+
+def check(value: Any, annotation: Any, name: str) -> Any:
+    """A value, or its text from the command line, as the type of the field `name`.
+
+    Types are bool, int, float, str, Literal, tuples and unions of these; the text ``none`` is None where the type
+    allows it. Raises RequestError with what was expected.
+    """
+    try:
+        return _convert(value, annotation)
+    except ValueError as error:
+        choices = _choices(annotation)
+        if choices:
+            raise unknown(f"choice of {name}", str(value), choices) from error
+        raise RequestError(f"{name} must be {_expected(annotation)}, not {value!r}") from error
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    """`check`, with a bare ValueError."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        if NoneType in inner and (value is None or value == "none"):
+            return None
+        for member in inner:
+            with suppress(ValueError):
+                return _convert(value, member)
+        raise ValueError
+    if origin is Literal:
+        for choice in inner:
+            if value == str(choice) or (value == choice and type(value) is type(choice)):
+                return choice
+        raise ValueError
+    if origin is tuple:
+        return _convert_tuple(value, inner)
+    if annotation is bool:
+        return _convert_bool(value)
+    if annotation is int and isinstance(value, int | str) and not isinstance(value, bool):
+        return int(value)
+    if annotation is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        if not math.isfinite(float(value)):
+            raise ValueError
+        return float(value)
+    if annotation is str and isinstance(value, str):
+        return value
+    raise ValueError
+
+
+def _convert_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if not isinstance(value, str) or value.lower() not in words:
+        raise ValueError
+    return words[value.lower()]
+
+
+def _convert_tuple(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``a,b`` or a list -> tuple; a single value that is no text stands for a tuple of one."""
+    if isinstance(value, str):
+        value = [item.strip() for item in value.split(",") if item.strip()]
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if members[-1] is Ellipsis:
+        members = (members[0],) * len(items)
+    if len(items) != len(members):
+        raise ValueError
+    return tuple(_convert(item, member) for item, member in zip(items, members, strict=True))
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What may be written for a Literal, with or without None; nothing for other types."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if get_origin(annotation) not in (Union, UnionType):
+        return []
+    members = [["none"] if member is NoneType else _choices(member) for member in get_args(annotation)]
+    return [choice for member in members for choice in member] if all(members) else []
+
+
+def _expected(annotation: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join("none" if member is NoneType else _expected(member) for member in inner)
+    if origin is Literal:
+        return f"one of {', '.join(_choices(annotation))}"
+    if origin is tuple and inner[-1] is Ellipsis:
+        return f"a list (with commas), each {_expected(inner[0])}"
+    if origin is tuple:
+        return f"{len(inner)} values with commas: {', '.join(map(_expected, inner))}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return words.get(annotation, f"of type {annotation} (which cannot be configured)")
+
+
+def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
+    """An instance of a plug-in from values of some of its fields. Raises RequestError that begins with `name`."""
+    types = field_types(cls)
+    try:
+        for key in values:
+            if key not in types:
+                raise unknown("field", key, types)
+        for key in _required(cls):
+            if key not in values:
+                raise RequestError(f"{key} has no default: give {key}=VALUE")
+        return cls(**{key: check(value, types[key], key) for key, value in values.items()})
+    except ValueError as error:  # ranges are checked in __post_init__
+        raise RequestError(f"{name}: {error}") from error
+
+
+def field_types(cls: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    hints = get_type_hints(cls)
+    return {each.name: hints[each.name] for each in fields(cls) if each.init}
+
+
+def _required(cls: type[Any]) -> list[str]:
+    """The fields that have no default."""
+    return [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]
+
+
+def resolved(instance: Any) -> dict[str, Any]:
+    """Every field of a plug-in with its value, in its type: a default of 0 for a float is 0.0."""
+    return {key: check(getattr(instance, key), kind, key) for key, kind in field_types(type(instance)).items()}

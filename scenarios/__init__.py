@@ -1,0 +1,1 @@
+"""Streams of tasks, one file each."""

@@ -1,0 +1,25 @@
+"""Split CIFAR-100: the stream on which most methods of class-incremental learning are compared."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clsim.data.readers import Hub
+from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+
+HUB = Hub("uoft-cs/cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5")
+
+
+@dataclass(kw_only=True)
+class SplitCifar100(Scenario):
+    """CIFAR-100, 32x32 photographs of 100 classes, ten new ones at a time (Krizhevsky 2009)."""
+
+    classes_per_experience: int = 10  # new classes in each experience; divides 100
+    protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
+
+    def build(self, data: DataAccess) -> Benchmark:
+        """50,000 training and 10,000 test images in experiences of `classes_per_experience` classes."""
+        train, test = (
+            data.table(data.parquet("cifar100", split, "img", "fine_label", hub=HUB), self.on_bad_image)
+            for split in ("train", "test")
+        )
+        return class_incremental(self, train, test, self.classes_per_experience, self.protocol)

@@ -1,0 +1,277 @@
+"""clsim.cli: arguments, exit statuses, what is printed, and what is not imported."""
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clsim import cli, listing, plugins
+from clsim.backbones import registry
+from clsim.config import RunConfig
+from clsim.errors import RequestError, RunFailed
+from clsim.version import VERSION
+
+
+def clsim(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m clsim ...` in a process of its own."""
+    command = [sys.executable, "-m", "clsim", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A runner that only keeps what it is given; `outcome` is raised where it is an exception."""
+    fake: Any = types.ModuleType("clsim.runner")
+    fake.calls, fake.outcome = [], []
+
+    def run_all(configs: Sequence[RunConfig], **how: bool) -> Any:
+        fake.calls.append((configs, how))
+        if isinstance(fake.outcome, BaseException):
+            raise fake.outcome
+        return fake.outcome
+
+    fake.run_all = run_all
+    monkeypatch.setitem(sys.modules, "clsim.runner", fake)
+    monkeypatch.setattr("clsim.runner", fake, raising=False)
+    monkeypatch.delenv("CLSIM_DATA_DIR", raising=False)
+    return fake
+
+
+# arguments
+
+
+def test_fields_may_stand_anywhere(runner: Any, tmp_path: Path) -> None:
+    arguments = ["top_k=3", "--seed", "0,1", "scenario.train_per_class=5", "--data-dir", "a=b", "--quiet", "lr=-0"]
+    assert cli.main(["run", *arguments, "--with=er:5", "--out", str(tmp_path), "pull=0.1"]) == 0
+    ((configs, how),) = runner.calls
+    assert how == {"fresh": False, "quiet": True, "dry_run": False}
+    assert [each.seed for each in configs] == [0, 1]
+    first = configs[0]
+    assert (first.strategy_fields["top_k"], first.strategy_fields["pull"], first.strategy_fields["lr"]) == (3, 0.1, 0.0)
+    assert first.scenario_fields["train_per_class"] == 5
+    assert (first.data_dir, first.parts, first.out) == (Path("a=b"), ("er:5",), tmp_path)
+
+
+def test_options_reach_the_plan(runner: Any) -> None:
+    options = ["--scenario", "split_digits", "--strategy", "finetune,l2p", "--backbone", "vit_nano", "--epochs", "2"]
+    options += ["--batch-size", "8", "--device", "cpu", "--precision", "bf16", "--threads", "1", "--preset", "paper"]
+    assert cli.main(["run", *options, "--fresh", "--dry-run"]) == 0
+    ((configs, how),) = runner.calls
+    assert how == {"fresh": True, "quiet": False, "dry_run": True}
+    assert [each.strategy for each in configs] == ["finetune", "l2p"]
+    for each in configs:
+        assert (each.backbone, each.device, each.precision, each.threads) == ("vit_nano", "cpu", "bf16", 1)
+        assert (each.strategy_fields["epochs"], each.strategy_fields["batch_size"]) == (2, 8)
+    assert configs[1].preset == "paper"
+
+
+def test_a_file_holds_options_too(runner: Any, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("strategy = 'finetune'\nseed = 4\n")
+    assert cli.main(["run", "--config", str(tmp_path / "c.toml"), "--seed", "5"]) == 0
+    ((configs, _),) = runner.calls
+    assert [(each.strategy, each.seed) for each in configs] == [("finetune", 5)]
+
+
+def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    seen = []
+    monkeypatch.setattr("clsim.compare.report", lambda paths: seen.append(paths) or "the table")
+    runner.outcome = [types.SimpleNamespace(directory=Path("a"))]
+    assert cli.main(["run"]) == 0
+    assert (seen, capsys.readouterr().out) == ([], "")
+    runner.outcome.append(types.SimpleNamespace(directory=Path("b")))
+    assert cli.main(["run"]) == 0
+    assert (seen, capsys.readouterr().out) == ([[Path("a"), Path("b")]], "the table\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "topk=3"], "l2p has no field 'topk' (did you mean top_k?)"),
+        (["run", "train_per_class=3"], "write scenario.train_per_class=3"),
+        (["run", "--sed", "0"], "no option '--sed' (did you mean '--seed'?)"),
+        (["run", "--sed=0"], "no option '--sed' (did you mean '--seed'?)"),
+        (["run", "--seed"], "argument --seed: expected one argument"),
+        (["run", "-x"], "clsim run does not take '-x'"),
+        (["runn"], "no command 'runn' (did you mean 'run'?); there are: cache, compare"),
+        (["--sed"], "unrecognized arguments: --sed"),
+        (["show"], "the following arguments are required: NAME"),
+        (["show", "l2pp"], "no strategy, scenario or backbone 'l2pp' (did you mean 'l2p'?)"),
+        (["list", "strategie"], "no section 'strategie' (did you mean 'strategies'?)"),
+        (["list", "strategies", "more"], "clsim list does not take 'more'"),
+        (["compare", "x", "--format", "html"], "argument --format: invalid choice: 'html'"),
+        (["compare", "nowhere"], "no directory nowhere"),
+        (["pretrain", "vit_micro", "--threads", "0"], "threads must be at least 1, not 0"),
+        (["pretrain", "vit_micro", "epochs"], "'epochs' is neither an option nor a field"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(runner: Any, capsys: Any, arguments: list[str], message: str) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clsim: error: ") and message in err and err.count("\n") == 1
+    assert runner.calls == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "message"),
+    [
+        (RunFailed("the loss is nan\nat step 3"), 1, "clsim: failed: the loss is nan at step 3\n"),
+        (OSError(28, "No space left on device"), 1, "clsim: failed: [Errno 28] No space left on device\n"),
+        (RequestError("no data"), 2, "clsim: error: no data\n"),
+        (KeyboardInterrupt(), 130, "clsim: interrupted; repeat the same command to resume\n"),
+    ],
+)
+def test_outcomes_and_statuses(runner: Any, capsys: Any, outcome: BaseException, status: int, message: str) -> None:
+    runner.outcome = outcome
+    assert cli.main(["run"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_keeps_its_traceback(runner: Any) -> None:
+    runner.outcome = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run"])
+
+
+def test_pretrain_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("clsim.pretrain.main", lambda *given, **named: seen.append((given, named)), raising=False)
+    monkeypatch.setenv("CLSIM_DATA_DIR", "/data")
+    assert cli.main(["pretrain", "vit_micro", "epochs=2", "--out", "o", "lr=0.1"]) == 0
+    assert cli.main(["pretrain", "vit_micro", "--data-dir", "d"]) == 0
+    assert seen == [
+        (("vit_micro",), {"data_dir": Path("/data"), "out": Path("o"), "fields": {"epochs": "2", "lr": "0.1"}}),
+        (("vit_micro",), {"data_dir": Path("d"), "out": Path("runs/pretrain/vit_micro"), "fields": {}}),
+    ]
+
+
+def test_compare_prints_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("clsim.compare.report", lambda paths, style: f"{[str(path) for path in paths]} {style}")
+    assert cli.main(["compare", "--format", "md", "a", "b"]) == 0
+    assert capsys.readouterr().out == "['a', 'b'] md\n"
+
+
+# what is printed
+
+
+def test_list_is_plain_when_piped(capsys: Any) -> None:
+    everything = [*plugins.names("scenarios"), *plugins.names("strategies"), *registry.BUNDLED]
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == everything
+    assert cli.main(["list", "strategies"]) == 0
+    assert capsys.readouterr().out.splitlines() == plugins.names("strategies")
+    assert cli.main(["list", "backbones"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(registry.BUNDLED)
+
+
+def test_list_has_sections_and_summaries_on_a_terminal() -> None:
+    lines = listing.names().splitlines()
+    assert [line for line in lines if line in listing.SECTIONS] == list(listing.SECTIONS)
+    summary = plugins.describe("strategies", "l2p").summary
+    assert any(line.split(maxsplit=1) == ["l2p", summary] for line in lines if line.startswith("  "))
+    assert any("vit_base_patch16_224.augreg_in21k" in line for line in lines)
+
+
+def test_one_broken_plugin_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "strategies"
+    folder.mkdir()
+    (folder / "bad.py").write_text("def broken(:\n")
+    (folder / "good.py").write_text('from clsim import Strategy\n\n\nclass Good(Strategy):\n    """Good."""\n')
+    monkeypatch.setattr("clsim.__path__", [str(tmp_path)])
+    lines = listing.names("strategies").splitlines()
+    assert lines[1].startswith("  bad   (") and "line 1" in lines[1]
+    assert lines[2] == "  good  Good."
+
+
+def test_show_says_what_a_file_says(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "toy.py"
+    file.write_text(
+        "from typing import ClassVar, Literal\nfrom dataclasses import dataclass\nfrom clsim import Strategy\n\n\n"
+        '@dataclass\nclass Toy(Strategy):\n    """A toy."""\n\n'
+        '    kind: Literal["a", "b"] | None = "a"  # which\n    on: bool = True  # whether\n\n'
+        '    presets: ClassVar = {"first": {}, "second": {"kind": None, "on": False}}\n'
+    )
+    assert cli.main(["show", f"{file}:Toy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"{file}:Toy (strategy)", "", "A toy."]
+    assert f"file: {file}" in lines
+    assert "  kind  a|b|none  a     which" in lines
+    assert "  on    bool      true  whether" in lines
+    assert "  first   (the defaults)" in lines
+    assert "  second  kind=none on=false" in lines
+    assert any(line.split()[:3] == ["epochs", "int", "5"] for line in lines)
+
+
+def test_show_scenario_and_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert cli.main(["show", "split_digits"]) == 0
+    assert "  scenario.train_per_class  int|none   none  training images of each class" in capsys.readouterr().out
+    assert cli.main(["show", "vit_nano"]) == 0
+    assert capsys.readouterr().out == f"vit_nano (backbone)\n\n{registry.describe('vit_nano')}\n"
+    (tmp_path / "weights").mkdir()
+    notes = {"recipe": {"epochs": 10, "betas": [0.9, 0.98]}, "validation_accuracy": 0.5}
+    (tmp_path / "weights" / "vit_nano.json").write_text(json.dumps(notes))
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    assert cli.main(["show", "vit_nano"]) == 0
+    expected = ["recipe:", "  epochs: 10", "  betas: 0.9, 0.98", "validation accuracy: 0.5"]
+    assert capsys.readouterr().out.splitlines()[-4:] == expected
+
+
+def test_cache_is_shown_and_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path))
+    assert cli.main(["cache"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: empty\n"
+    for name, count in (("tables/one/images.npy", 1536), ("features/two/features", 100), ("mine.txt", 5)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(count))
+    assert cli.main(["cache"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [f"{tmp_path}: 1.6 KiB in 2 entries", "  tables/one    1.5 KiB", "  features/two  100 B"]
+    assert cli.main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"removed from {tmp_path}:", *shown[1:]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "mine.txt", "tables"]
+    assert list((tmp_path / "tables").iterdir()) == []
+    assert cli.main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: empty already\n"
+
+
+def test_help_and_version(capsys: Any) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"clsim {VERSION}\n"
+    assert cli.main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name, _, _ in cli.RUN_OPTIONS)
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        assert "COMMAND" in capsys.readouterr().out
+
+
+# whole processes
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "l2p"], ["show", "vit_micro"], ["cache"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom clsim.cli import main\nstatus = main(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'numpy', 'rich', 'timm') if name in sys.modules], status, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == "[] 0\n"
+    assert done.stdout
+
+
+def test_statuses_of_the_process() -> None:
+    assert clsim("list", "strategies").returncode == 0
+    done = clsim("show", "nothing_like_it")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("clsim: error: no strategy, scenario or backbone 'nothing_like_it'")
+    done = clsim("run", "--strategy", "finetun")
+    assert done.returncode == 2
+    assert done.stderr.startswith("clsim: error: no strategy 'finetun' (did you mean 'finetune'?)")
+    assert done.stderr.count("\n") == 1

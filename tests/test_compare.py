@@ -1,0 +1,159 @@
+"""clsim.compare: which runs belong together, what is shown of them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clsim import compare
+from clsim.errors import RequestError
+
+COST = {
+    "seconds_training": 10.0,
+    "seconds_evaluation": 2.0,
+    "images_per_second": 150.0,
+    "trainable_parameters": 12345,
+    "stored_parameters": 20000,
+    "backbone_parameters": 2900000,
+    "memory_bytes": 3 * 2**20,
+    "peak_memory_bytes": 3 * 2**29,
+}
+
+
+def run(
+    out: Path,
+    strategy: str = "finetune",
+    seed: int = 0,
+    accuracy: float = 0.5,
+    *,
+    scenario: str = "toys",
+    digest: str = "0a",
+    forgetting: float | None = 0.25,
+    finished: bool = True,
+    parts: str = "[]",
+    scenario_fields: str = "train_per_class = 'none'",
+    **fields: Any,
+) -> Path:
+    """A run directory as a run leaves it."""
+    directory = out / scenario / strategy.rpartition(":")[2] / f"vit_micro-s{seed}-{digest}"
+    directory.mkdir(parents=True)
+    values = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {"mask": "seen", "lr": 0.1, **fields}.items())
+    (directory / "config.toml").write_text(
+        f"backbone = 'vit_micro'\nseed = {seed}\nout = '{out}'\nprecision = 'fp32'\nwith = {parts}\n"
+        f"[scenario]\nname = '{scenario}'\n{scenario_fields}\n[strategy]\nname = '{strategy}'\n{values}"
+    )
+    measures = {
+        "average_accuracy": accuracy,
+        "average_incremental_accuracy": 0.75,
+        "forgetting": forgetting,
+        "backward_transfer": -0.125,
+        "learning_accuracy": 0.875,
+    }
+    summary = {
+        "scenario": scenario,
+        "strategy": strategy,
+        "backbone": "vit_micro",
+        "seed": seed,
+        "config_hash": digest,
+        "protocol": "class",
+        "metrics": measures,
+        "cost": COST,
+        "seconds": 12.0,
+    }
+    if finished:
+        (directory / "summary.json").write_text(json.dumps(summary))
+    return directory
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_seeds_go_together_with_mean_and_interval(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+        run(tmp_path, seed=seed, accuracy=accuracy)
+    (row,) = rows(compare.report([tmp_path], "csv"))
+    assert (row["scenario"], row["strategy"], row["backbone"], row["seeds"]) == ("toys", "finetune", "vit_micro", "3")
+    assert float(row["average_accuracy_percent"]) == pytest.approx(60)
+    # Student's t for 2 degrees of freedom is 4.30265; the standard error is 10 / sqrt(3)
+    assert float(row["average_accuracy_interval"]) == pytest.approx(4.30265 * 10 / 3**0.5, abs=1e-3)
+    assert float(row["backward_transfer_percent"]) == -12.5
+    assert (row["trainable_parameters"], row["seconds"], row["memory_bytes"]) == ("12345.0", "12.0", "3145728.0")
+    table = compare.report([tmp_path])
+    assert "60.0 ± 24.8" in table and "12,345" in table and "150" in table and "3.0 MiB" in table and "1.5 GiB" in table
+
+
+def test_one_seed_has_no_interval_and_null_is_a_dash(tmp_path: Path) -> None:
+    run(tmp_path, strategy="joint", forgetting=None)
+    (row,) = rows(compare.report([tmp_path], "csv"))
+    assert (row["average_accuracy_percent"], row["average_accuracy_interval"]) == ("50.0", "")
+    assert (row["forgetting_percent"], row["forgetting_interval"]) == ("", "")
+    line = compare.report([tmp_path]).splitlines()[-1].split()
+    assert line[:6] == ["joint", "vit_micro", "1", "50.0", "-", "75.0"]
+
+
+def test_settings_that_differ_are_shown_and_keep_groups_apart(tmp_path: Path) -> None:
+    run(tmp_path, accuracy=0.3)
+    run(tmp_path, accuracy=0.4, digest="0b", mask="current")
+    run(tmp_path, accuracy=0.6, digest="0c", parts="['er:500']")
+    run(tmp_path, strategy="l2p", accuracy=0.5)
+    names = [row["strategy"] for row in rows(compare.report([tmp_path], "csv"))]
+    # the best first; nothing is said of lr, which is the same everywhere
+    assert names == [
+        "finetune mask=seen with=er:500",
+        "l2p",
+        "finetune mask=current with=none",
+        "finetune mask=seen with=none",
+    ]
+
+
+def test_scenarios_have_tables_of_their_own(tmp_path: Path) -> None:
+    run(tmp_path)
+    run(tmp_path, digest="0b", scenario_fields="train_per_class = 50")
+    run(tmp_path, scenario="other", strategy="path/to/mine.py:Mine")
+    text = compare.report([tmp_path])
+    titles = [block.splitlines()[0] for block in text.split("\n\n")]
+    assert titles == ["other", "toys train_per_class=50", "toys train_per_class=none"]
+    assert text.count("finetune") == 2
+    assert "\nmine " in text
+    markdown = compare.report([tmp_path], "md").splitlines()
+    assert markdown[0].startswith("| scenario | strategy | backbone | seeds | average accuracy % |")
+    assert markdown[1].startswith("| --- | --- | --- | ---: |")
+    assert [line.split(" | ")[0] for line in markdown[2:]] == [f"| {title}" for title in titles]
+
+
+def test_a_seed_that_stands_twice_is_never_averaged(tmp_path: Path) -> None:
+    run(tmp_path, accuracy=0.4, digest="0a")
+    run(tmp_path, accuracy=0.6, digest="0b")
+    found = rows(compare.report([tmp_path], "csv"))
+    assert [(row["strategy"], row["seeds"]) for row in found] == [("finetune #0b", "1"), ("finetune #0a", "1")]
+
+
+def test_unfinished_runs_are_mentioned_and_the_same_run_counts_once(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    broken = run(tmp_path, seed=1, finished=False)
+    text = compare.report([tmp_path, done, tmp_path / "toys"])
+    assert text.count("finetune") == 2  # one row, and the directory of the other
+    assert text.endswith(f"not finished: {broken}")
+    assert compare.report([broken]) == f"not finished: {broken}"
+    assert compare.report([broken], "md") == f"not finished: {broken}"
+    assert compare.report([broken], "csv") == ""
+
+
+def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no directory .*nowhere"):
+        compare.report([tmp_path / "nowhere"])
+    with pytest.raises(RequestError, match="no run in or below"):
+        compare.report([tmp_path])
+    done = run(tmp_path)
+    (done / "summary.json").write_text("{")
+    with pytest.raises(RequestError, match="is not a run directory of clsim"):
+        compare.report([done])
+    shutil.rmtree(done)
+    done = run(tmp_path)
+    (done / "config.toml").write_text("seed = 0\n")
+    with pytest.raises(RequestError, match="is not a run directory of clsim: KeyError"):
+        compare.report([done])

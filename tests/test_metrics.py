@@ -1,0 +1,198 @@
+"""Measures against matrices worked by hand, and against Avalanche's own classes where the definitions meet."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clsim.metrics import accuracy_matrix, mean_and_interval, measures
+
+NAMES = [
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "learning_accuracy",
+    "sample_accuracy",
+]
+
+# class protocol, three experiences of unequal size; R = [[.9], [.5, .8], [.6, .4, .7]]
+CLASS_CORRECT = [[9, None, None], [5, 16, None], [6, 8, 28]]
+CLASS_TOTAL = [10, 20, 40]
+
+# domain protocol with a row before training, ten images each
+DOMAIN_CORRECT = [[1, 2, 1], [8, 3, 2], [6, 9, 4], [9, 7, 10]]
+DOMAIN_TOTAL = [10, 10, 10]
+
+
+def test_class_protocol():
+    found = measures(CLASS_CORRECT, CLASS_TOTAL)
+    assert found.values == {
+        "average_accuracy": pytest.approx((0.6 + 0.4 + 0.7) / 3),
+        "average_incremental_accuracy": pytest.approx((0.9 + 0.65 + 1.7 / 3) / 3),
+        "forgetting": pytest.approx(((0.9 - 0.6) + (0.8 - 0.4)) / 2),
+        "backward_transfer": pytest.approx(((0.6 - 0.9) + (0.4 - 0.8)) / 2),
+        "forward_transfer": None,
+        "learning_accuracy": pytest.approx((0.9 + 0.8 + 0.7) / 3),
+        "sample_accuracy": pytest.approx((6 + 8 + 28) / 70),
+    }
+    assert list(found.values) == NAMES
+    assert found.notes == {"forward_transfer": "experiences are not tested before they are learned"}
+
+
+def test_domain_protocol_with_a_row_before_training():
+    found = measures(DOMAIN_CORRECT, DOMAIN_TOTAL, before=True)
+    assert found.values == {
+        "average_accuracy": pytest.approx(2.6 / 3),
+        # A_2 leaves out the third domain, tested but not yet learned
+        "average_incremental_accuracy": pytest.approx((0.8 + 0.75 + 2.6 / 3) / 3),
+        "forgetting": pytest.approx(((0.8 - 0.9) + (0.9 - 0.7)) / 2),
+        "backward_transfer": pytest.approx(((0.9 - 0.8) + (0.7 - 0.9)) / 2),
+        "forward_transfer": pytest.approx(((0.3 - 0.2) + (0.4 - 0.1)) / 2),
+        "learning_accuracy": pytest.approx((0.8 + 0.9 + 1.0) / 3),
+        "sample_accuracy": pytest.approx(26 / 30),
+    }
+    assert found.notes == {}
+
+
+def test_without_a_row_before_training_there_is_no_baseline():
+    found = measures(DOMAIN_CORRECT[1:], DOMAIN_TOTAL)
+    assert found.values["forward_transfer"] is None
+    assert found.notes == {"forward_transfer": "not tested before training"}
+
+
+def test_forgetting_takes_the_best_earlier_accuracy():
+    # the first experience is at its best after the second: 0.5, 0.8, 0.6
+    found = measures([[5, None, None], [8, 9, None], [6, 7, 4]], [10, 10, 10])
+    assert found.values["forgetting"] == pytest.approx(((0.8 - 0.6) + (0.9 - 0.7)) / 2)
+    assert found.values["backward_transfer"] == pytest.approx(((0.6 - 0.5) + (0.7 - 0.9)) / 2)
+
+
+def test_forgetting_passes_over_cells_never_evaluated():
+    found = measures([[5, None, None], [None, 9, None], [4, 7, 4]], [10, 10, 10])
+    assert found.values["forgetting"] == pytest.approx(((0.5 - 0.4) + (0.9 - 0.7)) / 2)
+    assert found.values["average_incremental_accuracy"] is None
+
+
+def test_the_row_before_training_takes_no_part_in_forgetting():
+    found = measures([[9, 9], [5, 1], [4, 8]], [10, 10], before=True)
+    assert found.values["forgetting"] == pytest.approx(0.5 - 0.4)
+
+
+def test_joint():
+    found = measures([[None, None], [7, 12]], [10, 20])
+    assert {name for name, value in found.values.items() if value is not None} == {
+        "average_accuracy",
+        "sample_accuracy",
+    }
+    assert found.values["average_accuracy"] == pytest.approx(0.65)
+    assert found.values["sample_accuracy"] == pytest.approx(19 / 30)
+    assert found.notes["forgetting"] == "not tested after each experience on all that were learned"
+    assert set(found.notes) == set(NAMES) - {"average_accuracy", "sample_accuracy"}
+
+
+def test_joint_before_its_only_row():
+    found = measures([[1, 1], [None, None]], [10, 20], before=True)
+    assert found.values == dict.fromkeys(NAMES)
+    assert found.notes["average_accuracy"] == "not tested on every experience learned"
+    assert found.notes["forgetting"] == "one experience is learned so far"
+
+
+def test_one_experience():
+    found = measures([[1], [7]], [10], before=True)
+    for name in ("average_accuracy", "average_incremental_accuracy", "learning_accuracy", "sample_accuracy"):
+        assert found.values[name] == pytest.approx(0.7)
+    assert found.notes == dict.fromkeys(
+        ("forgetting", "backward_transfer", "forward_transfer"), "there is one experience only"
+    )
+
+
+def test_mid_run():
+    found = measures(DOMAIN_CORRECT[:3], DOMAIN_TOTAL, before=True)
+    assert found.values == {
+        "average_accuracy": pytest.approx(0.75),
+        "average_incremental_accuracy": pytest.approx((0.8 + 0.75) / 2),
+        "forgetting": pytest.approx(0.8 - 0.6),
+        "backward_transfer": pytest.approx(0.6 - 0.8),
+        "forward_transfer": pytest.approx(0.3 - 0.2),
+        "learning_accuracy": pytest.approx(0.85),
+        "sample_accuracy": pytest.approx(0.75),
+    }
+
+
+def test_after_the_first_experience():
+    found = measures(CLASS_CORRECT[:1], CLASS_TOTAL)
+    assert found.values["average_accuracy"] == pytest.approx(0.9)
+    assert found.notes["forgetting"] == "one experience is learned so far"
+
+
+@pytest.mark.parametrize("correct", [[], [[1, 2, 1]]])
+def test_nothing_learned_yet(correct):
+    found = measures(correct, DOMAIN_TOTAL, before=True)
+    assert found.values == dict.fromkeys(NAMES)
+    assert found.notes == dict.fromkeys(NAMES, "no experience is learned yet")
+
+
+def test_accuracy_matrix():
+    matrix = accuracy_matrix([[3, None], [1, 5]], [4, 5])
+    np.testing.assert_array_equal(matrix, [[0.75, math.nan], [0.25, 1.0]])
+    assert accuracy_matrix([], [4, 5]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "message"),
+    [
+        ([[1]], [4, 5], "a row of 1 counts does not fit 2 experiences"),
+        ([[5, 1]], [4, 5], "not between 0 and"),
+        ([[-1, 1]], [4, 5], "not between 0 and"),
+        ([[0, 1]], [0, 5], "needs test images"),
+    ],
+)
+def test_counts_that_cannot_be(correct, total, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy_matrix(correct, total)
+
+
+def test_too_many_rows():
+    with pytest.raises(ValueError, match="2 rows after training do not fit 1 experiences"):
+        measures([[1], [1]], [4])
+
+
+def test_mean_and_interval():
+    # 1, 2, 3: s = 1, t(0.975; 2) = 4.30265 from a printed table
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == pytest.approx(2.0)
+    assert half == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
+    assert mean_and_interval([0.5]) == (0.5, None)
+    with pytest.raises(ValueError, match="no values"):
+        mean_and_interval([])
+
+
+@pytest.mark.filterwarnings("ignore")  # Avalanche's imports warn of what its dependencies will drop
+def test_against_avalanche():
+    """Avalanche subtracts the last accuracy from the one right after learning, with no maximum in between: its
+    forgetting is ours where an experience is at its best when just learned, and minus its (and our) backward transfer
+    always. Its forward transfer has the same definition as ours."""
+    from avalanche.evaluation.metrics import BWT, Forgetting, ForwardTransfer
+
+    correct = [[1, 2, 1, 0], [8, 3, 2, 1], [6, 9, 4, 2], [7, 7, 10, 3], [5, 8, 6, 9]]
+    total = [10, 10, 10, 10]
+    forgetting, backward, forward = Forgetting(), BWT(), ForwardTransfer()
+    for j in range(4):
+        forward.update(j, correct[0][j] / 10, initial=True)
+        if j > 0:
+            forward.update(j, correct[j][j] / 10)  # row j: after learning j experiences, the one before this
+        if j < 3:
+            for metric in (forgetting, backward):
+                metric.update(j, correct[j + 1][j] / 10, initial=True)
+                metric.update(j, correct[4][j] / 10)
+    found = measures(correct, total, before=True).values
+    assert found["forgetting"] == pytest.approx(np.mean(list(forgetting.result().values())))
+    assert found["backward_transfer"] == pytest.approx(np.mean(list(backward.result().values())))
+    assert found["forward_transfer"] == pytest.approx(np.mean(list(forward.result().values())))
+
+    correct[3][0] = 9  # better after the third experience than when just learned: ours rises, Avalanche's does not
+    assert measures(correct, total, before=True).values["forgetting"] == pytest.approx(
+        np.mean(list(forgetting.result().values())) + 0.1 / 3
+    )

@@ -1,0 +1,242 @@
+"""Readers: Parquet files and class folders to encoded images with labels, and their errors."""
+
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from clsim.data.readers import Hub, Source, held_out, parquet_files, read_folder, read_parquet, subfolders
+from clsim.errors import RequestError
+
+HUB = Hub("someone/letters", "0123abc", "small")
+
+
+def pictures(count, size=4, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+
+
+def write_tree(root, names, encode, count=2):
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for j, image in enumerate(pictures(count, seed=i)):
+            (root / name / f"{j}.png").write_bytes(encode(image))
+
+
+def test_class_names_come_from_the_metadata(tmp_path, write_parquet, encode):
+    images = pictures(3)
+    file = write_parquet(tmp_path / "train.parquet", images, [2, 0, 2], names=["ant", "bee", "cat"])
+    source = read_parquet([file], "image", "label")
+    assert source.class_names == ("ant", "bee", "cat")
+    assert source.labels.tolist() == [2, 0, 2]
+    assert source.labels.dtype == np.int64
+    assert source.names == ["0.png", "1.png", "2.png"]
+    assert source.read(1) == encode(images[1])
+    assert source.domains is None
+
+
+def test_integer_labels_without_names_are_their_numbers(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(3), [2, 0, 2])
+    assert read_parquet([file], "image", "label").class_names == ("0", "1", "2")
+
+
+def test_string_labels_sort(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(3), ["bee", "ant", "bee"])
+    source = read_parquet([file], "image", "label")
+    assert source.class_names == ("ant", "bee")
+    assert source.labels.tolist() == [1, 0, 1]
+
+
+def test_string_labels_follow_declared_names(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(2), ["bee", "ant"], names=["cat", "bee", "ant"])
+    assert read_parquet([file], "image", "label").labels.tolist() == [1, 2]
+    file = write_parquet(tmp_path / "b.parquet", pictures(2), ["bee", "dog"], names=["cat", "bee", "ant"])
+    with pytest.raises(RequestError, match="'dog' is not among the declared names: cat, bee, ant"):
+        read_parquet([file], "image", "label")
+
+
+def test_plain_bytes_are_images_too(tmp_path, write_parquet, encode):
+    images = pictures(2)
+    file = write_parquet(tmp_path / "a.parquet", images, [0, 1], struct=False)
+    source = read_parquet([file], "image", "label")
+    assert source.read(1) == encode(images[1])
+    assert source.names[1] == "row 1 of a.parquet"
+
+
+def test_several_files_are_read_in_order(tmp_path, write_parquet, encode):
+    images = pictures(5)
+    files = [
+        write_parquet(tmp_path / "0.parquet", images[:2], [0, 1]),
+        write_parquet(tmp_path / "1.parquet", images[2:], [1, 1, 0]),
+    ]
+    source = read_parquet(files, "image", "label")
+    assert source.labels.tolist() == [0, 1, 1, 1, 0]
+    assert [source.read(i) for i in range(5)] == [encode(image) for image in images]
+
+
+def test_domains_are_a_second_label(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(3), [0, 1, 0], domains=["sketch", "photo", "sketch"])
+    source = read_parquet([file], "image", "label", "domain")
+    assert source.domain_names == ("photo", "sketch")
+    assert source.domains.tolist() == [1, 0, 1]
+
+
+def test_a_missing_column_is_answered_with_those_there_are(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(1), [0], image="img", label="fine_label")
+    with pytest.raises(RequestError, match="no column 'label'; it has: img, fine_label"):
+        read_parquet([file], "img", "label")
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1]])
+def test_labels_out_of_range(tmp_path, write_parquet, labels):
+    file = write_parquet(tmp_path / "a.parquet", pictures(2), labels, names=["ant", "bee"])
+    with pytest.raises(RequestError, match=f"labels run from {labels[0]} to {labels[1]}, but 2 names"):
+        read_parquet([file], "image", "label")
+
+
+def test_labels_with_gaps(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "a.parquet", pictures(2), [1, None])
+    with pytest.raises(RequestError, match="whole numbers or strings without gaps, not int64"):
+        read_parquet([file], "image", "label")
+
+
+def test_a_file_without_rows(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "empty.parquet", [], [])
+    with pytest.raises(RequestError, match=r"empty\.parquet has no rows"):
+        read_parquet([file], "image", "label")
+
+
+def test_local_files_are_found_by_split(tmp_path, write_parquet):
+    for name in ("train-1", "train-0", "test-0"):
+        write_parquet(tmp_path / "letters" / f"{name}.parquet", pictures(1), [0])
+    found = parquet_files(tmp_path, "letters", "train", HUB)
+    assert [file.name for file in found] == ["train-0.parquet", "train-1.parquet"]
+
+
+def test_missing_data_names_the_files_and_the_way_out(tmp_path, monkeypatch):
+    def no_network(*_args, **_options):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    with pytest.raises(RequestError) as caught:
+        parquet_files(tmp_path, "letters", "train", HUB)
+    message = str(caught.value)
+    assert f"no letters/train*.parquet in {tmp_path}" in message
+    assert "hf download someone/letters --repo-type dataset --revision 0123abc" in message
+    assert "small/*train*.parquet into letters/ below --data-dir" in message
+    with pytest.raises(RequestError, match="no --data-dir is given, and the Hub's someone/letters"):
+        parquet_files(None, "letters", "train", HUB)
+    with pytest.raises(RequestError, match="put the files of 'letters' there"):
+        parquet_files(tmp_path, "letters", "train")
+    with pytest.raises(RequestError, match="no such data directory"):
+        parquet_files(tmp_path / "nowhere", "letters", "train", HUB)
+
+
+def test_the_hub_is_asked_for_one_split_of_one_folder(tmp_path, monkeypatch, write_parquet):
+    asked = {}
+
+    def snapshot(repository, **options):
+        asked.update(options, repository=repository)
+        return str(tmp_path)
+
+    for folder in ("small", "large"):
+        for split in ("train", "test"):
+            write_parquet(tmp_path / folder / f"{split}-0.parquet", pictures(1), [0])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert parquet_files(None, "letters", "test", HUB) == [tmp_path / "small" / "test-0.parquet"]
+    assert asked == {
+        "repository": "someone/letters",
+        "repo_type": "dataset",
+        "revision": "0123abc",
+        "allow_patterns": ["small/*test*.parquet"],
+    }
+    with pytest.raises(RequestError, match=r"has no small/\*valid\*\.parquet at revision 0123abc"):
+        parquet_files(None, "letters", "valid", HUB)
+
+
+def test_class_folders(tmp_path, encode):
+    write_tree(tmp_path, ["bee", "ant", ".hidden"], encode)
+    (tmp_path / "ant" / "notes.txt").write_text("not an image")
+    source = read_folder(tmp_path)
+    assert source.class_names == ("ant", "bee")
+    assert source.names == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.read(2) == (tmp_path / "bee" / "0.png").read_bytes()
+    assert [path.name for path in subfolders(tmp_path)] == ["ant", "bee"]
+
+
+def test_domain_folders(tmp_path, encode):
+    write_tree(tmp_path, ["photo/bee", "photo/ant", "sketch/bee"], encode, count=1)
+    source = read_folder(tmp_path, ["sketch", "photo"])
+    assert source.names == ["sketch/bee/0.png", "photo/ant/0.png", "photo/bee/0.png"]
+    assert source.labels.tolist() == [1, 0, 1]
+    assert source.domains.tolist() == [0, 1, 1]
+    assert source.domain_names == ("sketch", "photo")
+
+
+def test_folders_without_images(tmp_path):
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(RequestError, match="no images in class folders"):
+        read_folder(tmp_path)
+    with pytest.raises(RequestError, match="no folder"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_held_out_depends_on_the_name_alone():
+    names = [f"digits/{i}" for i in range(5000)]
+    chosen = held_out(names)
+    assert 0.18 < chosen.mean() < 0.22
+    assert (held_out(names[::-1]) == chosen[::-1]).all()
+    assert (held_out(names[:7]) == chosen[:7]).all()
+    assert held_out(names, 0.5)[chosen].all()  # a larger share holds the smaller one
+    assert not held_out(names, 0).any()
+
+
+def test_fingerprints_follow_the_content_and_not_the_place(tmp_path, write_parquet, encode):
+    file = write_parquet(tmp_path / "a" / "train.parquet", pictures(2), [0, 1])
+    moved = tmp_path / "b" / "renamed.parquet"
+    moved.parent.mkdir()
+    shutil.copy(file, moved)
+    other = write_parquet(tmp_path / "c.parquet", pictures(2, seed=1), [0, 1])
+    prints = [read_parquet([path], "image", "label").fingerprint for path in (file, moved, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+    write_tree(tmp_path / "tree", ["ant", "bee"], encode)
+    shutil.copytree(tmp_path / "tree", tmp_path / "copy")
+    before = read_folder(tmp_path / "tree").fingerprint
+    assert read_folder(tmp_path / "copy").fingerprint == before
+    (tmp_path / "copy" / "ant" / "0.png").rename(tmp_path / "copy" / "bee" / "9.png")  # another label
+    assert read_folder(tmp_path / "copy").fingerprint != before
+
+
+def letters(count, prefix, fingerprint):
+    return Source(
+        read=lambda i: f"{prefix}{i}".encode(),
+        names=[f"{prefix}{i}.png" for i in range(count)],
+        labels=np.arange(count) % 2,
+        class_names=("0", "1"),
+        fingerprint=fingerprint,
+    )
+
+
+def test_take_keeps_the_chosen(tmp_path):
+    source = letters(4, "a", "f")
+    kept = source.take(np.array([False, True, False, True]))
+    assert kept.names == ["a1.png", "a3.png"]
+    assert kept.labels.tolist() == [1, 1]
+    assert kept.read(1) == b"a3"
+    rest = source.take(np.array([True, False, True, False]))
+    assert len({source.fingerprint, kept.fingerprint, rest.fingerprint}) == 3
+
+
+def test_joined_sources_keep_their_classes_apart():
+    joined = Source.join([letters(3, "a", "f"), letters(2, "b", "g")], ["mnist", "svhn"])
+    assert joined.class_names == ("mnist 0", "mnist 1", "svhn 0", "svhn 1")
+    assert joined.labels.tolist() == [0, 1, 0, 2, 3]
+    assert [joined.read(i) for i in range(5)] == [b"a0", b"a1", b"a2", b"b0", b"b1"]
+    assert joined.names[3] == "svhn/b0.png"
+    swapped = Source.join([letters(2, "b", "g"), letters(3, "a", "f")], ["svhn", "mnist"])
+    assert swapped.fingerprint != joined.fingerprint
+    assert (
+        Source.join([letters(3, "a", "f"), letters(2, "b", "g")], ["mnist", "svhn"]).fingerprint == joined.fingerprint
+    )

@@ -1,0 +1,221 @@
+"""The scenario plug-ins: on small files of the right schema anywhere, on real images where they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clsim.data.streams import DataAccess
+from clsim.errors import RequestError
+from clsim.scenarios.five_datasets import SETS, FiveDatasets
+from clsim.scenarios.folder import Folder
+from clsim.scenarios.split_cifar100 import SplitCifar100
+from clsim.scenarios.split_digits import SplitDigits
+
+SIZES = {
+    "svhn": (32, 32, 3),
+    "mnist": (28, 28),
+    "cifar10": (32, 32, 3),
+    "notmnist": (28, 28),
+    "fashion_mnist": (28, 28),
+}
+
+
+def access(data_dir, cache_dir, side=32):
+    return DataAccess(data_dir, cache_dir, side)
+
+
+def pictures(count, shape=(6, 6, 3), seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8))
+
+
+def every_row_once(stream):
+    rows = np.concatenate([experience.rows for experience in stream])
+    return sorted(rows.tolist()) == list(range(len(stream[0].table)))
+
+
+def test_split_digits(cache_dir):
+    benchmark = SplitDigits().build(access(None, cache_dir))
+    assert len(benchmark.train_table) + len(benchmark.test_table) == 1797
+    assert 0.15 < len(benchmark.test_table) / 1797 < 0.25
+    assert benchmark.train_table.images.shape[1:] == (3, 8, 8)
+    assert benchmark.train_table.images.max() == 255
+    assert benchmark.info.class_names == tuple("0123456789")
+    assert [len(experience.classes) for experience in benchmark.train_stream] == [2] * 5
+    assert every_row_once(benchmark.train_stream) and every_row_once(benchmark.test_stream)
+    assert (benchmark.protocol, benchmark.flip) == ("class", False)
+    train, test = ({image.tobytes() for image in t.images} for t in (benchmark.train_table, benchmark.test_table))
+    assert not train & test
+
+
+def test_split_digits_fields(cache_dir):
+    scenario = SplitDigits(
+        classes_per_experience=5, protocol="task", order_seed=-1, train_per_class=9, test_per_class=4
+    )
+    benchmark = scenario.build(access(None, cache_dir))
+    assert [experience.classes for experience in benchmark.test_stream] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+    assert [experience.task_label for experience in benchmark.test_stream] == [0, 1]
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [45, 45]
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [20, 20]
+    with pytest.raises(RequestError, match=r"classes_per_experience=3 does not divide 10 .* one of 1, 2, 5, 10 does"):
+        SplitDigits(classes_per_experience=3).build(access(None, cache_dir))
+
+
+def test_split_digits_is_the_same_every_time(cache_dir):
+    first, again = (SplitDigits().build(access(None, cache_dir)) for _ in range(2))
+    assert first.train_table.fingerprint == again.train_table.fingerprint
+    assert [e.classes for e in first.train_stream] == [e.classes for e in again.train_stream]
+
+
+def test_split_cifar100_reads_fine_labels(tmp_path, write_parquet):
+    names = [f"thing {i}" for i in range(100)]
+    for split, count in (("train", 2), ("test", 1)):
+        labels = list(range(100)) * count
+        file = tmp_path / "cifar100" / f"{split}-00000-of-00001.parquet"
+        write_parquet(file, pictures(len(labels)), labels, names, image="img", label="fine_label")
+    benchmark = SplitCifar100().build(access(tmp_path, tmp_path / "cache"))
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [20] * 10
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [10] * 10
+    assert benchmark.info.class_names == tuple(names)
+    assert benchmark.flip
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_split_cifar100_is_all_there(data_dir, cache_dir):
+    benchmark = SplitCifar100().build(access(data_dir, cache_dir))
+    assert (len(benchmark.train_table), len(benchmark.test_table)) == (50_000, 10_000)
+    assert benchmark.train_table.images.shape[1:] == (3, 32, 32)
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [5000] * 10
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [1000] * 10
+    assert [len(experience.classes) for experience in benchmark.train_stream] == [10] * 10
+    assert every_row_once(benchmark.train_stream)
+    assert benchmark.info.class_names[0] == "apple"
+
+
+@pytest.fixture
+def five(tmp_path, write_parquet) -> Path:
+    """Small files with the columns and image sizes of the five sets."""
+    for seed, (name, (image, _)) in enumerate(SETS.items()):
+        names = [f"{'letter' if name == 'notmnist' else 'kind'} {i}" for i in range(10)]
+        for split, count in (("train", 3), ("test", 2)):
+            images = pictures(10 * count, SIZES[name], seed)
+            file = tmp_path / name / f"{split}-00000-of-00001.parquet"
+            write_parquet(file, images, list(range(10)) * count, names, image=image)
+    return tmp_path
+
+
+def test_five_datasets(five):
+    benchmark = FiveDatasets().build(access(five, five / "cache"))
+    names = ["svhn", "mnist", "cifar10", "notmnist", "fashion_mnist"]
+    assert [experience.name for experience in benchmark.train_stream] == names
+    assert [experience.classes for experience in benchmark.test_stream] == [
+        tuple(range(start, start + 10)) for start in range(0, 50, 10)
+    ]
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [30] * 5
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [20] * 5
+    assert benchmark.info.class_names[3] == "svhn kind 3"
+    assert benchmark.info.class_names[30] == "notmnist letter 0"
+    assert benchmark.train_table.images.shape[1:] == (3, 32, 32)  # 28x28 brought to the largest
+    assert (benchmark.protocol, benchmark.flip) == ("class", False)
+
+
+def test_part_of_the_five_datasets_in_another_order(five):
+    benchmark = FiveDatasets(sets=("notmnist", "mnist")).build(access(five, five / "cache"))
+    assert [experience.name for experience in benchmark.train_stream] == ["notmnist", "mnist"]
+    assert benchmark.info.num_classes == 20
+    assert benchmark.train_table.images.shape[1:] == (3, 28, 28)
+
+
+def test_sets_that_are_not_there():
+    with pytest.raises(
+        RequestError, match=r"no set 'minst' \(did you mean 'mnist'\?\); there are: cifar10, fashion_mnist"
+    ):
+        FiveDatasets(sets=("minst",))
+    with pytest.raises(RequestError, match="each set once, and at least one, not mnist, mnist"):
+        FiveDatasets(sets=("mnist", "mnist"))
+    with pytest.raises(RequestError, match="at least one, not none"):
+        FiveDatasets(sets=())
+
+
+@pytest.mark.data
+def test_two_of_the_five_datasets_on_real_images(data_dir, cache_dir):
+    benchmark = FiveDatasets(sets=("mnist", "notmnist")).build(access(data_dir, cache_dir))
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [8000, 8000]
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [2000, 2000]
+    assert benchmark.info.class_names[:1] + benchmark.info.class_names[-1:] == ("mnist 0", "notmnist J")
+
+
+def plant(tree, names, encode, count, seed=0):
+    """Class folders with `count` images each."""
+    for i, name in enumerate(names):
+        (tree / name).mkdir(parents=True)
+        for j, image in enumerate(pictures(count, seed=100 * seed + i)):
+            (tree / name / f"{j}.png").write_bytes(encode(image))
+
+
+def test_folder_with_splits(tmp_path, encode):
+    plant(tmp_path / "tree" / "train", ["ant", "bee", "cow", "dog"], encode, 3)
+    plant(tmp_path / "tree" / "test", ["ant", "bee", "cow", "dog"], encode, 2, seed=1)
+    data = access(tmp_path / "tree", tmp_path / "cache")
+    benchmark = Folder(classes_per_experience=2).build(data)
+    assert benchmark.info.class_names == ("ant", "bee", "cow", "dog")
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [6, 6]
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [4, 4]
+    assert benchmark.flip and not Folder(classes_per_experience=2, flip=False).build(data).flip
+    task = Folder(classes_per_experience=1, protocol="task").build(data)
+    assert [experience.task_label for experience in task.train_stream] == [0, 1, 2, 3]
+    with pytest.raises(RequestError, match=r"classes_per_experience=10 does not divide 4 classes .* 1, 2, 4 does"):
+        Folder().build(data)
+
+
+def test_folder_without_splits_is_cut_by_the_files_paths(tmp_path, encode):
+    plant(tmp_path / "tree", ["ant", "bee"], encode, 60)
+    data = access(tmp_path / "tree", tmp_path / "cache")
+    benchmark = Folder(classes_per_experience=1).build(data)
+    assert len(benchmark.train_table) + len(benchmark.test_table) == 120
+    assert 10 <= len(benchmark.test_table) <= 40
+    before = {image.tobytes() for image in benchmark.test_table.images}
+    # further images leave those that were there on their sides
+    plant(tmp_path / "tree", ["bee/more"], encode, 5, seed=1)
+    grown = Folder(classes_per_experience=1).build(data)
+    assert len(grown.train_table) + len(grown.test_table) == 125
+    assert before <= {image.tobytes() for image in grown.test_table.images}
+
+
+def test_folder_with_half_a_split(tmp_path, encode):
+    plant(tmp_path / "tree" / "train", ["ant"], encode, 1)
+    with pytest.raises(RequestError, match="has a folder 'train', but none for the other of 'train' and 'test'"):
+        Folder(classes_per_experience=1).build(access(tmp_path / "tree", tmp_path / "cache"))
+
+
+def test_folder_with_a_class_that_is_not_tested(tmp_path, encode):
+    plant(tmp_path / "tree" / "train", ["ant", "bee"], encode, 1)
+    plant(tmp_path / "tree" / "test", ["ant"], encode, 1)
+    with pytest.raises(RequestError, match="class 'bee' is in one of them only"):
+        Folder(classes_per_experience=1).build(access(tmp_path / "tree", tmp_path / "cache"))
+
+
+def test_folder_of_domains(tmp_path, encode):
+    for seed, domain in enumerate(["Real World", "Art", "Clipart"]):
+        plant(tmp_path / "tree" / domain, ["ant", "bee"], encode, 30, seed)
+    data = access(tmp_path / "tree", tmp_path / "cache")
+    benchmark = Folder(protocol="domain", domains=("clipart", "real_world")).build(data)
+    assert [experience.domain for experience in benchmark.train_stream] == ["Clipart", "Real World"]
+    assert [experience.classes for experience in benchmark.train_stream] == [(0, 1), (0, 1)]
+    assert len(benchmark.train_table) + len(benchmark.test_table) == 120
+    by_name = Folder(protocol="domain").build(data)
+    assert by_name.info.domain_names == ("Art", "Clipart", "Real World")
+    with pytest.raises(RequestError, match=r"no domain 'photo'.*there are: Art, Clipart, Real World"):
+        Folder(protocol="domain", domains=("photo",)).build(data)
+    with pytest.raises(RequestError, match="domains are for protocol=domain, not protocol=class"):
+        Folder(domains=("Art",))
+
+
+def test_folder_of_domains_with_splits(tmp_path, encode):
+    for split, count in (("train", 4), ("test", 2)):
+        for domain in ("photo", "sketch"):
+            plant(tmp_path / "tree" / split / domain, ["ant", "bee"], encode, count)
+    benchmark = Folder(protocol="domain").build(access(tmp_path / "tree", tmp_path / "cache"))
+    assert [len(experience.rows) for experience in benchmark.train_stream] == [8, 8]
+    assert [len(experience.rows) for experience in benchmark.test_stream] == [4, 4]

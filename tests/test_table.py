@@ -1,0 +1,217 @@
+"""ImageTable: the order of rows, the cache, sizes, and images that cannot be decoded."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clsim.data import table as table_module
+from clsim.data.readers import Source, read_parquet
+from clsim.data.table import ImageTable
+from clsim.errors import RequestError
+
+
+def pictures(count, height=6, width=6, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+
+
+def source_of(images, labels, encode, fingerprint="print", domains=None):
+    data = [image if isinstance(image, bytes) else encode(image) for image in images]
+    return Source(
+        read=lambda i: data[i],
+        names=[f"{i}.png" for i in range(len(data))],
+        labels=np.array(labels),
+        class_names=tuple(str(i) for i in range(max(labels) + 1)),
+        fingerprint=fingerprint,
+        domains=None if domains is None else np.array(domains),
+        domain_names=() if domains is None else tuple(f"domain {i}" for i in range(max(domains) + 1)),
+    )
+
+
+def leftovers(cache_dir):
+    """What lies in the cache and is not a finished table."""
+    return [path for path in (cache_dir / "tables").iterdir() if not (path / "table.json").exists()]
+
+
+def test_rows_stand_by_class_and_pictures_are_unchanged(tmp_path, encode):
+    images, labels = pictures(20), [i % 3 for i in range(20)]
+    table = ImageTable.decode(source_of(images, labels, encode), 32, tmp_path)
+    assert table.images.shape == (20, 3, 6, 6)
+    assert table.images.dtype == np.uint8
+    assert table.labels.tolist() == sorted(labels)
+    assert table.class_names == ("0", "1", "2")
+    assert (len(table), table.skipped, table.domains) == (20, 0, None)
+    stored = [image.tobytes() for image in table.images]
+    for label in range(3):
+        expected = {np.moveaxis(images[i], 2, 0).tobytes() for i in range(20) if labels[i] == label}
+        assert {stored[row] for row in np.flatnonzero(table.labels == label)} == expected
+
+
+def test_within_a_class_rows_are_shuffled_in_a_fixed_way(tmp_path, encode):
+    images = [np.full((2, 2, 3), i, dtype=np.uint8) for i in range(30)]
+    first = ImageTable.decode(source_of(images, [0] * 30, encode), 32, tmp_path / "a")
+    again = ImageTable.decode(source_of(images, [0] * 30, encode), 32, tmp_path / "b")
+    order = first.images[:, 0, 0, 0].tolist()
+    assert order != sorted(order) == list(range(30))
+    assert again.images[:, 0, 0, 0].tolist() == order
+
+
+def test_domains_come_before_classes(tmp_path, encode):
+    source = source_of(pictures(8), [0, 1] * 4, encode, domains=[0, 0, 1, 1] * 2)
+    table = ImageTable.decode(source, 32, tmp_path)
+    assert table.domains.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert table.labels.tolist() == [0, 0, 1, 1] * 2
+    assert table.domain_names == ("domain 0", "domain 1")
+
+
+def test_arrays_make_the_same_table_as_files(tmp_path, encode):
+    images, labels = pictures(9), [2, 1, 0] * 3
+    decoded = ImageTable.decode(source_of(images, labels, encode), 32, tmp_path)
+    given = ImageTable.from_arrays(np.stack(images).transpose(0, 3, 1, 2), np.array(labels), ("0", "1", "2"))
+    assert (given.images == decoded.images).all()
+    assert (given.labels == decoded.labels).all()
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path, encode, monkeypatch):
+    source = source_of(pictures(5), [0, 1, 0, 1, 0], encode)
+    first = ImageTable.decode(source, 32, tmp_path)
+    monkeypatch.setattr(table_module, "_decode_into", None)
+    second = ImageTable.decode(source, 32, tmp_path)
+    assert second.fingerprint == first.fingerprint
+    assert (second.images == first.images).all()
+    assert (second.labels == first.labels).all()
+
+
+def test_grey_and_palette_images_become_rgb(tmp_path, encode):
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    stream = io.BytesIO()
+    Image.fromarray(np.stack([grey] * 3, axis=2)).convert("P").save(stream, "PNG")
+    table = ImageTable.decode(source_of([grey, stream.getvalue()], [0, 1], encode), 32, tmp_path)
+    assert (table.images[0] == grey).all()
+    assert table.images.shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "expected"),
+    [
+        ([(6, 6), (6, 6)], 8, (6, 6)),  # uniform and small: as it is
+        ([(8, 5), (8, 5)], 8, (8, 5)),
+        ([(6, 6), (8, 8)], 8, (8, 8)),  # mixed but small: the largest found
+        ([(4, 7), (6, 3)], 8, (6, 7)),
+        ([(6, 6), (20, 10)], 8, (8, 8)),  # one is larger: cut to side
+        ([(20, 10), (20, 10)], 8, (8, 8)),
+    ],
+)
+def test_sizes(tmp_path, encode, sizes, side, expected):
+    images = [pictures(1, height, width)[0] for height, width in sizes]
+    table = ImageTable.decode(source_of(images, [0, 1], encode), side, tmp_path)
+    assert table.images.shape == (2, 3, *expected)
+
+
+def test_larger_images_are_cut_from_the_centre(tmp_path, encode):
+    wide = np.zeros((16, 48, 3), dtype=np.uint8)
+    wide[:, 16:32] = 200  # the middle third
+    table = ImageTable.decode(source_of([wide], [0], encode), 8, tmp_path)
+    assert (table.images[0, :, :, 2:-2] == 200).all()
+
+
+def test_a_bad_image_names_itself(tmp_path, encode):
+    images = pictures(4)
+    images[2] = b"not a picture"
+    with pytest.raises(RequestError, match=r"cannot decode image 2\.png .*on_bad_image=skip leaves it out"):
+        ImageTable.decode(source_of(images, [0, 1, 0, 1], encode), 32, tmp_path)
+    assert list((tmp_path / "tables").iterdir()) == []
+
+
+def test_bad_images_can_be_left_out(tmp_path, encode):
+    images = pictures(6)
+    images[1] = b"not a picture"
+    images[4] = encode(images[4])[:-30]  # its header is whole, its pixels are not
+    table = ImageTable.decode(source_of(images, [0, 1, 2, 0, 1, 1], encode), 32, tmp_path, on_bad_image="skip")
+    assert (len(table), table.skipped) == (4, 2)
+    assert table.labels.tolist() == [0, 0, 1, 2]
+    assert table.images.shape == (4, 3, 6, 6)
+    assert (table.images[2] == np.moveaxis(images[5], 2, 0)).all()
+
+
+def test_nothing_but_bad_images(tmp_path, encode):
+    with pytest.raises(RequestError, match="none of the images can be decoded"):
+        ImageTable.decode(source_of([b"", b"x"], [0, 1], encode), 32, tmp_path, on_bad_image="skip")
+    broken = encode(pictures(1)[0])[:-30]
+    with pytest.raises(RequestError, match="none of the images can be decoded"):
+        ImageTable.decode(source_of([broken], [0], encode), 32, tmp_path, on_bad_image="skip")
+
+
+def test_an_interrupted_decode_leaves_no_table(tmp_path, encode, monkeypatch):
+    source, decode = source_of(pictures(5), [0] * 5, encode), table_module._decode
+    decoded = []
+
+    def interrupted(*arguments):
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        decoded.append(decode(*arguments))
+        return decoded[-1]
+
+    monkeypatch.setattr(table_module, "_decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ImageTable.decode(source, 32, tmp_path)
+    assert list((tmp_path / "tables").iterdir()) == []
+    monkeypatch.setattr(table_module, "_decode", decode)
+    assert len(ImageTable.decode(source, 32, tmp_path)) == 5
+
+
+def test_a_full_disk_leaves_no_table(tmp_path, encode, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    source = source_of(pictures(5), [0] * 5, encode)
+    monkeypatch.setattr(table_module.np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        ImageTable.decode(source, 32, tmp_path)
+    assert list((tmp_path / "tables").iterdir()) == []
+
+
+def test_the_slower_of_two_takes_the_fasters_table(tmp_path, encode, monkeypatch):
+    source, write = source_of(pictures(5), [0, 1, 0, 1, 0], encode), table_module._write_images
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(table_module, "_write_images", write)
+        ImageTable.decode(source, 32, tmp_path)  # another process, from beginning to end
+        return write(*arguments)
+
+    monkeypatch.setattr(table_module, "_write_images", overtaken)
+    table = ImageTable.decode(source, 32, tmp_path)
+    assert len(table) == 5
+    assert leftovers(tmp_path) == []
+    assert len(list((tmp_path / "tables").iterdir())) == 1
+
+
+RACER = """
+import sys
+from pathlib import Path
+from clsim.data.readers import read_parquet
+from clsim.data.table import ImageTable
+source = read_parquet([Path(sys.argv[1])], "image", "label")
+print("ready", flush=True)
+sys.stdin.readline()
+table = ImageTable.decode(source, 32, Path(sys.argv[2]))
+print(table.fingerprint, int(table.images.sum()), len(table))
+"""
+
+
+def test_two_processes_race(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "train.parquet", pictures(300, 24, 24), [i % 7 for i in range(300)])
+    command = [sys.executable, "-c", RACER, str(file), str(tmp_path)]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    said = [racer.communicate(timeout=60)[0] for racer in racers]
+    table = ImageTable.decode(read_parquet([file], "image", "label"), 32, tmp_path)
+    assert said == [f"{table.fingerprint} {int(table.images.sum())} 300\n"] * 2
+    assert leftovers(tmp_path) == []

@@ -1,0 +1,134 @@
+"""Batch transforms against torchvision's antialiased resize, and the promises made about augmentation."""
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as reference
+
+from clsim.data.transforms import Augmentation, Pixels, augmented, axis_weights, evaluation, random_boxes, resample
+
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves pixels in [0, 1]
+
+
+def random_images(count, height, width=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width or height), dtype=torch.uint8, generator=generator)
+
+
+def box(*edges):
+    return torch.tensor([edges], dtype=torch.float32)
+
+
+def test_axis_weights_by_hand():
+    # 4 pixels to 2: output 0 is centred at 1.0, the filter is 2 wide to each side, so pixels at 0.5, 1.5, 2.5 and 3.5
+    # weigh 3/4, 3/4, 1/4 and 0 before they are made to sum to one
+    weights = axis_weights(torch.tensor([0.0]), torch.tensor([4.0]), 4, 2)
+    expected = torch.tensor([[[3, 3, 1, 0], [0, 1, 3, 3]]]) / 7
+    torch.testing.assert_close(weights, expected)
+
+
+def test_axis_weights_of_the_same_size_copy():
+    weights = axis_weights(torch.tensor([0.0]), torch.tensor([5.0]), 5, 5)
+    torch.testing.assert_close(weights[0], torch.eye(5))
+
+
+# sizes at which torchvision's resized image has whole numbers of pixels on both sides, and a whole margin
+@pytest.mark.parametrize(
+    ("height", "width", "size", "shorter"),
+    [(32, 32, 224, 256), (32, 32, 224, 224), (512, 512, 224, 256), (64, 96, 28, 32), (48, 48, 32, 32), (8, 8, 32, 32)],
+)
+def test_evaluation_is_torchvisions_resize_and_centre_crop(height, width, size, shorter):
+    images = random_images(2, height, width)
+    expected = reference.resize(images.float() / 255, [shorter], antialias=True)
+    expected = reference.center_crop(expected, [size, size])
+    found = evaluation(images, Pixels(size, crop=size / shorter, **RAW))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_normalisation_by_hand():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+    found = evaluation(images, Pixels(4, mean=(0.5, 0.0, 0.2), std=(0.5, 1.0, 0.4), crop=1.0))
+    # (x / 255 - mean) / std for x / 255 of 0, 0.2 and 1
+    expected = torch.tensor([[-1.0, 0.0, -0.5], [-0.6, 0.2, 0.0], [1.0, 1.0, 2.0]])
+    torch.testing.assert_close(found[:, :, 2, 1], expected)
+
+
+def test_images_of_the_towers_size_are_only_normalised():
+    images = random_images(2, 32)
+    pixels = Pixels(32, crop=1.0, **RAW)
+    expected = resample(images, box(0, 32, 0, 32).expand(2, 4), pixels)
+    torch.testing.assert_close(evaluation(images, pixels), expected, rtol=0, atol=1e-6)
+
+
+def test_a_box_is_torchvisions_crop_and_resize():
+    images = random_images(1, 40)
+    found = resample(images, box(8, 40, 0, 32), Pixels(64, **RAW))
+    # inside the box only: at its edges we see the pixels beyond, which a crop has cut off
+    expected = reference.resize(images[..., 8:40, 0:32].float() / 255, [64, 64], antialias=True)
+    torch.testing.assert_close(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=0, atol=1e-5)
+
+
+def test_a_mirrored_box_is_a_flip():
+    images = random_images(3, 32)
+    pixels = Pixels(48)
+    plain = resample(images, box(0, 32, 0, 32).expand(3, 4), pixels)
+    mirrored = resample(images, box(0, 32, 32, 0).expand(3, 4), pixels)
+    torch.testing.assert_close(mirrored, plain.flip(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
+@pytest.mark.parametrize("crop_min", [0.1, 0.6, 0.95])
+def test_boxes_stay_inside_and_keep_their_share(height, width, crop_min):
+    how = Augmentation(crop_min=crop_min, flip=False)
+    top, bottom, left, right = random_boxes(2000, height, width, how, torch.Generator().manual_seed(0)).unbind(1)
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (bottom <= height + 1e-4).all() and (right <= width + 1e-4).all()
+    share = (bottom - top) * (right - left) / (height * width)
+    assert share.min() >= crop_min - 1e-4
+    assert share.max() <= 1 + 1e-4
+    assert share.std() > 0.2 * (1 - crop_min)  # uniform would be 0.29
+
+
+def test_ratios_stay_between_three_quarters_and_four_thirds():
+    boxes = random_boxes(2000, 32, 32, Augmentation(crop_min=0.3, flip=False), torch.Generator().manual_seed(0))
+    ratio = (boxes[:, 3] - boxes[:, 2]) / (boxes[:, 1] - boxes[:, 0])
+    assert 0.75 - 1e-3 <= ratio.min() < 0.8
+    assert 1.25 < ratio.max() <= 4 / 3 + 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
+def test_no_crop_keeps_the_whole_image(height, width):
+    boxes = random_boxes(8, height, width, Augmentation(crop_min=1.0, flip=False), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(boxes, box(0, height, 0, width).expand(8, 4), rtol=0, atol=1e-4)
+
+
+def test_half_are_mirrored_and_none_without_flip():
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(2000, 32, 32, Augmentation(flip=True), generator)
+    assert 900 < (boxes[:, 2] > boxes[:, 3]).sum() < 1100
+    boxes = random_boxes(2000, 32, 32, Augmentation(flip=False), generator)
+    assert (boxes[:, 2] < boxes[:, 3]).all()
+
+
+def test_augmentation_comes_from_its_generator_alone():
+    images, pixels, how = random_images(6, 32), Pixels(32), Augmentation()
+    first = augmented(images, pixels, how, torch.Generator().manual_seed(3))
+    torch.manual_seed(99)
+    again = augmented(images, pixels, how, torch.Generator().manual_seed(3))
+    other = augmented(images, pixels, how, torch.Generator().manual_seed(4))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_an_image_is_augmented_by_its_own_draw():
+    images, pixels, how = random_images(6, 32), Pixels(48), Augmentation()
+    others = random_images(6, 32, seed=1)
+    others[2] = images[2]
+    found = [augmented(batch, pixels, how, torch.Generator().manual_seed(3)) for batch in (images, others)]
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=0, atol=1e-6)
+    assert not torch.allclose(found[0][3], found[1][3])
+
+
+def test_stored_side_leaves_room_for_the_central_crop():
+    assert Pixels(224).stored_side == 256
+    assert Pixels(32, crop=1.0).stored_side == 32

@@ -1,0 +1,168 @@
+"""VisionTower against timm's own forward, forwards and backwards; what it refuses; what its fingerprint covers."""
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+
+from clsim.backbones.vit import ConvStem, VisionTower, attend, micro_vit, nano_vit
+from clsim.data.transforms import Pixels
+from clsim.errors import RequestError
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+def small(**options):
+    return VisionTransformer(**{**SMALL, **options})
+
+
+MODELS = {
+    "micro": micro_vit,
+    "nano": nano_vit,
+    "tiny": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=0),
+    "layer scale, qk norm, registers": lambda: small(init_values=0.3, qk_norm=True, reg_tokens=3),
+    "average": lambda: small(global_pool="avg"),
+    "average with prefix": lambda: small(global_pool="avg", reg_tokens=2, pool_include_prefix=True),
+    "average without class token": lambda: small(global_pool="avg", class_token=False),
+    "no embedding of the class": lambda: small(no_embed_class=True, reg_tokens=1),
+    "norm before, none after": lambda: small(pre_norm=True, final_norm=False),
+    "norm of the pooled": lambda: small(fc_norm=True),
+    "no biases": lambda: small(qkv_bias=False, proj_bias=False),
+    "norms in attention and mlp": lambda: small(scale_attn_norm=True, scale_mlp_norm=True),
+}
+
+
+def randomised(name):
+    """A model in evaluation mode whose weights are all away from their starting values, zeros and ones among them."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def images_for(model, count=2):
+    size = model.patch_embed.img_size[0] if hasattr(model.patch_embed, "img_size") else 32
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tower_is_timms_forward(name):
+    model = randomised(name)
+    images = images_for(model)
+    tower = VisionTower(model, Pixels(images.shape[-1])).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), model(images), rtol=0, atol=1e-5)
+        tokens = tower.encode(tower.embed(images))
+        torch.testing.assert_close(tokens, model.forward_features(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(tower.pool(tokens), model(images), rtol=0, atol=1e-5)
+    assert tower.width == tower.out_dim == tower(images).shape[1]
+
+
+@pytest.mark.parametrize("name", ["nano", "layer scale, qk norm, registers", "no biases"])
+@pytest.mark.parametrize("read", [slice(0, 1), slice(1, 4), slice(2, None), slice(None)])
+def test_reading_some_tokens_is_slicing_all(name, read):
+    model = randomised(name)
+    tower = VisionTower(model, Pixels(16)).eval()
+    with torch.no_grad():
+        tokens = tower.embed(images_for(model))
+        torch.testing.assert_close(tower.encode(tokens, read), tower.encode(tokens)[:, read], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["micro", "layer scale, qk norm, registers", "average", "no biases"])
+def test_gradients_are_timms(name):
+    model = randomised(name)
+    images = images_for(model)
+    direction = torch.randn(2, model.embed_dim, generator=torch.Generator().manual_seed(2))
+
+    def gradients(forward):
+        given = images.clone().requires_grad_()
+        model.zero_grad()
+        (forward(given) * direction).sum().backward()
+        return [given.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    expected = gradients(model)
+    found = gradients(VisionTower(model, Pixels(images.shape[-1])).eval())
+    assert len(found) == len(expected) > 10
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max() + 1))
+
+
+def test_extra_tokens_are_attended_to():
+    # prompts are put before the others: the first token's features must change, and only by them
+    tower = VisionTower(randomised("nano"), Pixels(16)).eval()
+    with torch.no_grad():
+        tokens = tower.embed(images_for(tower.vit))
+        prompts = torch.randn(2, 5, tower.width, generator=torch.Generator().manual_seed(3))
+        together = torch.cat([prompts, tokens], dim=1)
+        assert tower.encode(together, slice(0, 5)).shape == (2, 5, tower.width)
+        assert not torch.allclose(tower.encode(together, slice(5, 6)), tower.encode(tokens, slice(0, 1)), atol=1e-3)
+
+
+def test_attention_by_hand():
+    # one head of width 1, weights that copy: queries, keys and values are the tokens 0, ln 2; scale 1
+    attention = nano_vit().blocks[0].attn.__class__(1, num_heads=1)
+    with torch.no_grad():
+        attention.qkv.weight.fill_(1.0)
+        attention.proj.weight.fill_(1.0)
+        attention.proj.bias.zero_()
+        x = torch.tensor([[[0.0], [0.5]]])
+        found = attend(attention, x)
+    # token 0 asks with 0: equal weights, mean 0.25; token 1 asks with 0.5: exp(0) and exp(0.25)
+    weight = torch.tensor(0.25).exp()
+    assert found[0, 0].item() == pytest.approx(0.25)
+    assert found[0, 1].item() == pytest.approx(float(0.5 * weight / (1 + weight)))
+
+
+def test_images_do_not_see_each_other_in_training():
+    tower = VisionTower(micro_vit(), Pixels(32)).train()
+    images = images_for(tower.vit, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images)[:1], tower(images[:1]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (lambda: small(block_fn=ResPostBlock), "ResPostBlock"),
+        (lambda: small(block_fn=ParallelScalingBlock), "ParallelScalingBlock"),
+        (lambda: small(attn_layer="diff"), "DiffAttention"),
+        (lambda: small(global_pool="map"), "'map'"),
+        (lambda: small(global_pool="max"), "'max'"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(model, named):
+    with pytest.raises(RequestError, match=named):
+        VisionTower(model(), Pixels(16))
+
+
+def test_a_classifier_is_left_out():
+    tower = VisionTower(small(num_classes=7), Pixels(16))
+    assert tower(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
+    assert not any(name.startswith("vit.head") for name in tower.state_dict())
+
+
+def test_the_stem_makes_a_token_of_every_four_pixels():
+    stem = ConvStem(img_size=32, embed_dim=16)
+    assert stem(torch.zeros(2, 3, 32, 32)).shape == (2, 64, 16)
+    assert (stem.num_patches, stem.grid_size, stem.feat_ratio()) == (64, (8, 8), 4)
+
+
+def test_the_fingerprint_covers_weights_types_and_pixels():
+    def tower(pixels=None):
+        torch.manual_seed(0)
+        return VisionTower(nano_vit(), pixels or Pixels(16))
+
+    changed, half = tower(), tower().bfloat16()
+    with torch.no_grad():
+        changed.vit.blocks[1].mlp.fc1.bias[3] += 1e-6
+    prints = [
+        tower().fingerprint(),
+        changed.fingerprint(),
+        half.fingerprint(),
+        tower(Pixels(16, crop=1.0)).fingerprint(),
+    ]
+    assert len(set(prints)) == 4
+    assert tower().fingerprint() == prints[0]
+    assert half.dtype == torch.bfloat16
