@@ -39,10 +39,15 @@ FIELDS_HELP = "x=1 is a field of the strategy, l2p.x=1 of one of several, scenar
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say; the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
     except RequestError as error:
         print(f"clsim: error: {_one_line(error)}", file=sys.stderr)
         return MISTAKE
+    except BrokenPipeError:  # `clsim list | head`: the reader has seen enough, and Python must not flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (RunFailed, OSError) as error:  # a full disk, a file that may not be read
         print(f"clsim: failed: {_one_line(error)}", file=sys.stderr)
         return FAILED
@@ -99,7 +104,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     pretrain = command("pretrain", "make a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
     pretrain.add_argument("--data-dir", metavar="DIR", help="where data sets lie (default: CLSIM_DATA_DIR)")
-    pretrain.add_argument("--out", metavar="DIR", help="where checkpoints and weights go (default runs/pretrain/NAME)")
+    pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
     pretrain.add_argument("--threads", metavar="N", help="CPU threads")
     pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
     cache = command("cache", "show what the cache of decoded images and features holds")
@@ -173,7 +178,7 @@ def _pretrain(given: argparse.Namespace) -> int:
     pretrain.main(
         given.name,
         data_dir=None if data_dir is None else Path(data_dir).expanduser(),
-        out=Path(given.out or Path("runs", "pretrain", given.name)).expanduser(),
+        out=Path(given.out or "runs").expanduser(),
         fields=fields,
     )
     return DONE

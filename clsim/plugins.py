@@ -6,7 +6,9 @@
 import ast
 import hashlib
 import importlib.util
+import io
 import sys
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -259,10 +261,11 @@ def _field_options(value: ast.expr | None) -> dict[str, str]:
 
 
 def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
-    """The comment behind a statement."""
+    """The comments behind a statement, and inside it where it takes several lines."""
     assert item.end_lineno is not None
-    behind = lines[item.end_lineno - 1].encode()[item.end_col_offset :].decode()  # columns count bytes
-    return behind.partition("#")[2].strip()
+    text = "".join(f"{line.strip()}\n" for line in lines[item.lineno - 1 : item.end_lineno])
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return " ".join(token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT)
 
 
 @cache

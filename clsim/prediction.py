@@ -9,6 +9,7 @@ from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
 from clsim.data.streams import Info
 from clsim.data.transforms import evaluation
+from clsim.loop import EVAL_BATCH
 from clsim.results import Run
 from clsim.runner import build_learner
 
@@ -21,24 +22,29 @@ class Predictor:
         asked = config.RunConfig.from_toml((run.directory / "config.toml").read_text())
         strategy = config.make(plugins.load("strategies", asked.strategy), asked.strategy_fields, asked.strategy)
         backbone = load_backbone(asked.backbone, asked.weights)
-        names = checkpoint.load(run.directory / "checkpoint")
-        info = Info(**names["info"])
+        saved = checkpoint.load(run.directory / "checkpoint")
+        info = Info(**saved["info"])
         self.bf16 = asked.precision == "bf16"
         self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, torch.device("cpu"), self.bf16)
-        self.learner.load_state_dict(names["learner"], strict=False)
+        self.learner.load_state_dict(saved["learner"], strict=False)
         self.learner.eval()
         self.pixels = backbone.image.pixels
-        self.classes = torch.tensor(names["seen"])
+        self.classes = torch.tensor(saved["seen"])
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(N,3,H,W) uint8 -> (N,) class ids."""
+        predicted: NDArray[np.int64] = self.classes[self.logits(images)[:, self.classes].argmax(dim=1)].numpy()
+        return predicted
 
     @torch.no_grad()
-    def __call__(self, images: NDArray[np.uint8], batch: int = 64) -> NDArray[np.int64]:
-        """(N,3,H,W) uint8 -> (N,) class ids."""
+    def logits(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """(N,3,H,W) uint8 -> (N, num_classes), of every class whether it was learned or not."""
         found = []
-        for start in range(0, len(images), batch):
-            chosen = np.ascontiguousarray(images[start : start + batch])
-            pixels = evaluation(torch.from_numpy(chosen), self.pixels)
+        for start in range(0, len(images), EVAL_BATCH):
+            chosen = torch.from_numpy(np.ascontiguousarray(images[start : start + EVAL_BATCH]))
+            padded = chosen[torch.arange(EVAL_BATCH).clamp(max=len(chosen) - 1)]  # as in evaluation
+            pixels = evaluation(padded, self.pixels)
             features = None if self.tower is None else self.tower(pixels).float()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                logits = self.learner(Batch(pixels, features)).float()
-            found.append(self.classes[logits[:, self.classes].argmax(dim=1)])
-        return torch.cat(found).numpy()
+                found.append(self.learner(Batch(pixels, features)).float()[: len(chosen)])
+        return torch.cat(found)

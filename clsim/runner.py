@@ -209,7 +209,7 @@ class Job:
         cost = costs(loop, self.backbone)
         summary = {
             "scenario": self.directory.parts[-3],
-            "strategy": self.config.strategy,
+            "strategy": plugins.label(self.config.strategy),
             "backbone": self.config.backbone,
             "seed": self.config.seed,
             "config_hash": self.hash,

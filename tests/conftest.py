@@ -98,3 +98,19 @@ def make_table() -> Callable[..., ImageTable]:
         return ImageTable.from_arrays(images, labels, tuple(f"class {i}" for i in range(num_classes)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def domain_tree(tmp_path_factory, encode) -> Path:
+    """root/domain/class/*.png: two domains, three classes, 15 images of each."""
+    root = tmp_path_factory.mktemp("domains")
+    draw = np.random.default_rng(0)
+    for domain, shade in (("day", 160), ("night", 0)):
+        for label, name in enumerate(("circle", "square", "star")):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for i in range(15):
+                image = draw.integers(shade, shade + 64, (16, 16, 3), dtype=np.uint8)
+                image[4 * label : 4 * label + 4] = 255 - shade
+                (folder / f"{i}.png").write_bytes(encode(image))
+    return root

@@ -17,10 +17,10 @@ from clsim.errors import RequestError, RunFailed
 from clsim.version import VERSION
 
 
-def clsim(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def clsim(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m clsim ...` in a process of its own."""
     command = [sys.executable, "-m", "clsim", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_pretrain_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(["pretrain", "vit_micro", "--data-dir", "d"]) == 0
     assert seen == [
         (("vit_micro",), {"data_dir": Path("/data"), "out": Path("o"), "fields": {"epochs": "2", "lr": "0.1"}}),
-        (("vit_micro",), {"data_dir": Path("d"), "out": Path("runs/pretrain/vit_micro"), "fields": {}}),
+        (("vit_micro",), {"data_dir": Path("d"), "out": Path("runs"), "fields": {}}),
     ]
 
 
@@ -275,3 +275,15 @@ def test_statuses_of_the_process() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("clsim: error: no strategy 'finetun' (did you mean 'finetune'?)")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_news() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clsim", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is written: the interpreter is still starting
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1

@@ -38,6 +38,9 @@ class Toy(Strategy):
     lr: float = 0.5
     names: tuple[str, ...] = field(default=("x",))  # several
     needed: "int"  # no default
+    word: str = (
+        "a # in a text"  # where a formatter has put it
+    )
     hidden: int = field(init=False, default=0)  # not configured
 
     presets: ClassVar[dict[str, dict[str, object]]] = {"big": {"size": 9, "backbone": "vit_nano"}}
@@ -66,6 +69,7 @@ def test_describe_reads_fields_defaults_and_comments_without_running(tmp_path: P
         plugins.Field("kind", "Literal['a', 'b'] | None", "None", "which"),
         plugins.Field("names", "tuple[str, ...]", "('x',)", "several"),
         plugins.Field("needed", "int", None, "no default"),
+        plugins.Field("word", "str", "'a # in a text'", "where a formatter has put it"),
     ]
     assert own[0].meaning == learning_rate.meaning != ""
     assert toy.presets == {"big": {"size": 9, "backbone": "vit_nano"}}

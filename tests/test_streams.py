@@ -127,6 +127,8 @@ def test_the_first_of_each_class_in_each_domain(make_table):
     rows = first_of_each_class(table, np.arange(30), 2)
     assert table.labels[rows].tolist() == [0, 0, 1, 1, 2, 2] * 2
     assert table.domains[rows].tolist() == [0] * 6 + [1] * 6
+    one_class = with_domains(make_table(1, 10), ["photo", "sketch"])
+    assert one_class.domains[first_of_each_class(one_class, np.arange(10), 2)].tolist() == [0, 0, 1, 1]
 
 
 def test_a_class_without_images(make_table):

@@ -1,0 +1,120 @@
+"""The feature bank: the same bits whoever fills it, whenever and in whatever order."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from clsim.backbones import features
+from clsim.backbones.features import BLOCK, FeatureBank
+from clsim.backbones.load import load_backbone
+from clsim.data.transforms import evaluation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def tower(request):
+    return load_backbone("vit_nano").image.to(request.param)
+
+
+@pytest.fixture(scope="module")
+def table(make_table):
+    return make_table(num_classes=5, per_class=21)  # 105 rows: three whole blocks and a part of one
+
+
+def contents(bank):
+    return (bank.folder / "features").read_bytes(), (bank.folder / "filled").read_bytes()
+
+
+def test_rows_are_the_towers_own_features(tower, table, tmp_path):
+    bank = FeatureBank(tower, table, CPU, tmp_path)
+    rows = np.array([104, 3, 3, 40])
+    with torch.no_grad():
+        expected = tower(evaluation(torch.from_numpy(np.take(table.images, rows, axis=0)), tower.pixels)).float()
+    found = bank.rows(rows)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=1e-5 if tower.dtype == torch.float32 else 0.05)
+
+
+def test_any_order_fills_the_same_bits(tower, table, tmp_path):
+    at_once = FeatureBank(tower, table, CPU, tmp_path / "a")
+    at_once.fill(np.arange(len(table)))
+    bit_by_bit = FeatureBank(tower, table, CPU, tmp_path / "b")
+    for row in np.random.default_rng(0).permutation(len(table)):
+        bit_by_bit.rows(np.array([row]))
+    assert contents(at_once) == contents(bit_by_bit)
+
+
+def test_only_blocks_asked_for_are_computed_and_only_once(tower, table, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(features, "evaluation", lambda *args: calls.append(1) or evaluation(*args))
+    bank = FeatureBank(tower, table, CPU, tmp_path)
+    bank.rows(np.array([0, 1, BLOCK - 1]))
+    bank.rows(np.array([5]))
+    assert len(calls) == 1
+    again = FeatureBank(tower, table, CPU, tmp_path)
+    again.rows(np.array([2, BLOCK]))
+    assert len(calls) == 2, "what another bank computed is read, not computed"
+
+
+def test_interrupted_block_is_computed_again(tower, table, tmp_path, monkeypatch):
+    bank = FeatureBank(tower, table, CPU, tmp_path)
+    real, writes = features.os.pwrite, []
+
+    def pwrite(*args):
+        writes.append(args)
+        if len(writes) == 2:  # the data is there, the flag is not
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(features.os, "pwrite", pwrite)
+    with pytest.raises(KeyboardInterrupt):
+        bank.fill(np.arange(len(table)))
+    assert set((bank.folder / "filled").read_bytes()) == {0}
+    whole = FeatureBank(tower, table, CPU, tmp_path)
+    whole.fill(np.arange(len(table)))
+    other = FeatureBank(tower, table, CPU, tmp_path / "other")
+    other.fill(np.arange(len(table)))
+    assert contents(whole) == contents(other)
+
+
+def _fill(tower, table, folder, seed):
+    torch.set_num_threads(1)
+    bank = FeatureBank(tower, table, CPU, folder)
+    for row in np.random.default_rng(seed).permutation(len(table)):
+        bank.rows(np.array([row]))
+
+
+def test_two_processes_fill_one_bank(tower, table, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_fill, args=(tower, table, tmp_path, seed)) for seed in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    shared = FeatureBank(tower, table, CPU, tmp_path)
+    assert set(contents(shared)[1]) == {1}
+    whole = np.arange(len(table))
+    assert torch.allclose(shared.rows(whole), FeatureBank(tower, table, CPU, tmp_path / "own").rows(whole), atol=1e-2)
+
+
+def test_another_tower_pixels_or_table_has_another_bank(tower, table, make_table, tmp_path):
+    folder = FeatureBank(tower, table, CPU, tmp_path).folder
+    assert FeatureBank(tower, table, CPU, tmp_path).folder == folder
+    assert FeatureBank(tower, make_table(seed=1), CPU, tmp_path).folder != folder
+    changed = load_backbone("vit_nano").image.to(tower.dtype)
+    changed.vit.norm.bias[0] += 1
+    assert FeatureBank(changed, table, CPU, tmp_path).folder != folder
+
+
+def test_a_full_disk_leaves_no_bank(tower, table, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features.json, "dumps", full)
+    with pytest.raises(OSError, match="No space"):
+        FeatureBank(tower, table, CPU, tmp_path)
+    assert not list((tmp_path / "features").iterdir())

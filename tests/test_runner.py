@@ -1,0 +1,247 @@
+"""Runs on disk: killed, interrupted, repeated, changed; from the command line and from Python."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import clsim
+from clsim import checkpoint, config, runner
+from clsim.errors import RequestError, RunFailed
+
+SMALL = {"scenario.train_per_class": 10, "scenario.test_per_class": 5, "epochs": 2, "batch_size": 8}
+
+KILLER = '''
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from clsim import Strategy
+from clsim.strategies.finetune import Finetuned
+
+@dataclass(kw_only=True)
+class Killer(Strategy):
+    """Fine-tuning that kills its own process once, at a given step."""
+
+    at: int = 12  # the step
+
+    def build(self, backbone, info):
+        return Finetuned(backbone.image, backbone.image.out_dim, info.num_classes)
+
+    def after_update(self, s):
+        alive = Path(__file__).with_name("killed")
+        if s.step == self.at and not alive.exists():
+            alive.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def small(**options):
+    return clsim.run(**({"backbone": "vit_nano", "precision": "fp32"} | SMALL | options))
+
+
+def weights(run):
+    return checkpoint.load(run.directory / "checkpoint")["learner"]
+
+
+def command(*words, cwd):
+    fields = [f"{name}={value}" for name, value in SMALL.items()]
+    line = [sys.executable, "-m", "clsim", "run", "--backbone", "vit_nano", "--precision", "fp32", *fields, *words]
+    return subprocess.Popen(line, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("at", [1, 7, 12, 29])
+def test_killed_at_any_moment_it_ends_bit_identical(at, tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER)
+    words = ("--strategy", f"{tmp_path}/killer.py:Killer", "--threads", "2", f"at={at}")
+    first = command(*words, cwd=tmp_path)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    assert not list(tmp_path.rglob("summary.json"))
+    second = command(*words, cwd=tmp_path)
+    out, err = second.communicate()
+    assert second.returncode == 0, err
+    unbroken = command(*words, "--out", "unbroken", cwd=tmp_path)
+    unbroken.communicate()
+    (a,) = (tmp_path / "runs").rglob("summary.json")
+    (b,) = (tmp_path / "unbroken").rglob("summary.json")
+    broken, whole = clsim.load(a.parent), clsim.load(b.parent)
+    assert (a.parent / "matrix.json").read_bytes() == (b.parent / "matrix.json").read_bytes()
+    assert broken.metrics == whole.metrics
+    assert all(torch.equal(weights(broken)[name], tensor) for name, tensor in weights(whole).items())
+    assert broken.events["step"]["step"].tolist() == whole.events["step"]["step"].tolist()
+    assert broken.events["step"]["loss"].tolist() == whole.events["step"]["loss"].tolist()
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+    process = command("--strategy", "finetune", "epochs=200", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("state.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "same command" in err and "Traceback" not in err
+    assert list(tmp_path.rglob("state.json")) and not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_finished_run_is_read_back_and_fresh_starts_anew(tmp_path, monkeypatch):
+    first = small(strategy="linear", out=tmp_path)
+    written = (first.directory / "summary.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.Job, "_run", lambda *args: pytest.fail("it was finished"))
+        assert small(strategy="linear", out=tmp_path).metrics == first.metrics
+    again = small(strategy="linear", out=tmp_path, fresh=True)
+    assert again.directory == first.directory
+    assert (again.directory / "summary.json").stat().st_mtime_ns > written
+
+
+def test_another_configuration_gets_another_directory(tmp_path):
+    runs = [
+        small(strategy="linear", out=tmp_path),
+        small(strategy="linear", out=tmp_path, lr=0.01),
+        small(strategy="linear", out=tmp_path, seed=1),
+        small(strategy="linear", out=tmp_path, **{"scenario.order_seed": 3}),
+        small(strategy="linear", out=tmp_path, precision="bf16"),
+        small(strategy="linear", out=tmp_path, **{"with": "er:10"}),
+    ]
+    assert len({run.directory for run in runs}) == len(runs)
+    assert runs[0].matrix["classes"] != runs[3].matrix["classes"]
+
+
+def test_rehearsal_is_a_part_that_any_strategy_takes(tmp_path):
+    plain, rehearsed = small(strategy="linear", out=tmp_path), small(strategy="linear", out=tmp_path, **{"with": "er:40"})
+    assert rehearsed.summary["cost"]["memory_bytes"] == 40 * 3 * 8 * 8
+    assert plain.summary["cost"]["memory_bytes"] == 0
+    prompted = small(strategy="l2p", out=tmp_path, **{"with": "er_per_class:2"})
+    assert prompted.summary["cost"]["memory_bytes"] == 20 * 3 * 8 * 8
+
+
+def test_a_failed_run_keeps_its_last_checkpoint_and_goes_on(tmp_path, monkeypatch):
+    from clsim.strategies.linear import Linear
+
+    def spoil(self, s):
+        if s.step == 9:
+            s.loss = s.loss * float("inf")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Linear, "before_backward", spoil, raising=False)
+        with pytest.raises(RunFailed, match="step 9"):
+            small(strategy="linear", out=tmp_path)
+    (state,) = tmp_path.rglob("state.json")
+    assert json.loads(state.read_text())["tree"]["trained"] == 1
+    assert small(strategy="linear", out=tmp_path).metrics["average_accuracy"] is not None
+
+
+def test_a_full_disk_is_never_taken_for_a_finished_run(tmp_path, monkeypatch):
+    def full(path, text):
+        if path.name == "summary.json":
+            path.with_name("summary.json.part").write_text(text[:20])
+            raise OSError(28, "No space left on device")
+        return write(path, text)
+
+    write = checkpoint.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            small(strategy="ncm", out=tmp_path)
+    (directory,) = [path.parent for path in tmp_path.rglob("config.toml")]
+    with pytest.raises(RequestError, match="unfinished"):
+        clsim.load(directory)
+    assert small(strategy="ncm", out=tmp_path).directory == directory
+
+
+def test_seeds_and_strategies_make_a_list(tmp_path):
+    runs = small(strategy="ncm,linear", seed="0,1", out=tmp_path)
+    assert [(run.summary["strategy"], run.summary["seed"]) for run in runs] == [
+        ("ncm", 0), ("ncm", 1), ("linear", 0), ("linear", 1),
+    ]  # fmt: skip
+    assert runs[0].matrix == runs[1].matrix, "ncm draws nothing, and the class order has a seed of its own"
+
+
+def test_events_come_back_as_arrays(tmp_path):
+    run = small(strategy="linear", out=tmp_path)
+    loss = clsim.load(run.directory).events["step"]["loss"]
+    assert loss.dtype == np.float64 and len(loss) == 5 * 2 * 3
+
+
+def test_the_callers_settings_and_random_state_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    small(strategy="l2p", out=tmp_path, threads=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_local_weights_and_those_that_cannot_be_had(tmp_path):
+    from safetensors.torch import save_file
+
+    from clsim.backbones.load import load_backbone
+
+    tower = load_backbone("vit_nano").image
+    changed = {name: tensor + 1 for name, tensor in tower.vit.state_dict().items()} | {"head.weight": torch.zeros(3)}
+    save_file(changed, tmp_path / "changed.safetensors")
+    torch.save({"state_dict": changed}, tmp_path / "changed.pth")
+    for name in ("changed.safetensors", "changed.pth"):
+        loaded = load_backbone("vit_nano", tmp_path / name).image
+        assert torch.equal(loaded.vit.cls_token, tower.vit.cls_token + 1)
+    save_file({"cls_token": torch.zeros(1)}, tmp_path / "poor.safetensors")
+    for path, words in (
+        (tmp_path / "poor.safetensors", "lacks"),
+        (tmp_path / "none.safetensors", "no weights file"),
+        (Path(__file__), "cannot read weights"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            load_backbone("vit_nano", path)
+
+
+@pytest.mark.filterwarnings("ignore")  # the Hub's client warns of what it cannot reach
+def test_a_timm_model_without_a_network_names_both_ways_out(monkeypatch):
+    import timm
+
+    from clsim.backbones.load import load_backbone
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(RequestError, match="where there is a network.*--weights FILE"):
+        load_backbone("vit_tiny_patch16_224.augreg_in21k")
+    with pytest.raises(RequestError, match="did you mean 'vit_micro'"):
+        load_backbone("vit_mikro")
+
+
+def test_timm_towers_take_local_weights(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    from clsim.backbones.load import load_backbone
+
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "tiny.safetensors")
+    backbone = load_backbone("vit_tiny_patch16_224.augreg_in21k", tmp_path / "tiny.safetensors")
+    assert torch.equal(backbone.image.vit.pos_embed, model.pos_embed)
+    assert backbone.image.pixels.size == 224 and backbone.image.pixels.stored_side == 256
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    configs = config.plan({"strategy": "ncm", "backbone": "vit_nano", "out": tmp_path / "runs"}, {}, None)
+    assert runner.run_all(configs, dry_run=True) == []
+    assert not (tmp_path / "runs").exists()
+    assert "vit_nano-s0-" in capsys.readouterr().out
+
+
+def test_environment_is_written_down(tmp_path):
+    run = small(strategy="ncm", out=tmp_path)
+    env = json.loads((run.directory / "env.json").read_text())
+    assert torch.__version__.startswith(env["packages"]["torch"])
+    assert env["precision"] == "fp32" and len(env["class_order"]) == 5
+    assert os.sep not in env["weights"]
