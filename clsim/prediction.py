@@ -1,5 +1,7 @@
 """The final learner of a finished run, for new images."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,20 +11,19 @@ from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
 from clsim.data.streams import Info
 from clsim.data.transforms import evaluation
+from clsim.learner import build_learner
 from clsim.loop import EVAL_BATCH
-from clsim.results import Run
-from clsim.runner import build_learner
 
 
 class Predictor:
     """Classifies images as the run's evaluation did."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, directory: Path) -> None:
         """Raises RequestError if the backbone's weights are no longer to be had."""
-        asked = config.RunConfig.from_toml((run.directory / "config.toml").read_text())
+        asked = config.RunConfig.from_toml((directory / "config.toml").read_text())
         strategy = config.make(plugins.load("strategies", asked.strategy), asked.strategy_fields, asked.strategy)
         backbone = load_backbone(asked.backbone, asked.weights)
-        saved = checkpoint.load(run.directory / "checkpoint")
+        saved = checkpoint.load(directory / "checkpoint")
         info = Info(**saved["info"])
         self.bf16 = asked.precision == "bf16"
         self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, torch.device("cpu"), self.bf16)

@@ -207,7 +207,7 @@ def _linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float
     torch.manual_seed(0)
     head = nn.Linear(x.shape[1], int(y.max()) + 1)
     opt = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
-    steps = 50 * len(x) // 512
+    steps = 50 * -(-len(x) // 512)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (512,))

@@ -46,7 +46,7 @@ class Run:
     def _predictor(self) -> Any:
         from clsim.prediction import Predictor
 
-        return Predictor(self)
+        return Predictor(self.directory)
 
 
 def _column(values: list[Any]) -> NDArray[Any]:

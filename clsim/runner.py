@@ -1,7 +1,6 @@
 """One run: from a configuration to a finished run directory, or back to where a broken one stood."""
 
 import contextlib
-import copy
 import json
 import os
 import platform
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from clsim import checkpoint, config, metrics, plugins, rng
+from clsim import checkpoint, config, metrics, plugins
 from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone, load_backbone
 from clsim.backbones.vit import VisionTower
@@ -28,6 +26,7 @@ from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 from clsim.events import Part, State
+from clsim.learner import build_learner, learner_state
 from clsim.loop import Cost, Loop
 from clsim.parts import named_part
 from clsim.recorders import console
@@ -228,37 +227,6 @@ def _hyper_parameters(settled: RunConfig) -> dict[str, Any]:
     """The configuration without the paths in it."""
     tree = tomllib.loads(settled.to_toml())
     return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
-
-
-def build_learner(
-    strategy: Strategy, backbone: Backbone, info: Any, seed: int, device: torch.device, bf16: bool
-) -> tuple[nn.Module, VisionTower | None]:
-    """The learner, initialised from its own random stream, and the tower for the feature bank where one is read.
-
-    Towers that stay frozen are kept in bfloat16 where the run computes in it: nothing has to be cast at each step.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.derive(seed, "initialisation"))
-        learner = strategy.build(backbone, info)
-    tower = backbone.image
-    frozen = not any(p.requires_grad for p in tower.parameters())
-    bank_tower = None
-    if "features" in strategy.reads():
-        bank_tower = tower if frozen else copy.deepcopy(tower).requires_grad_(False)
-        bank_tower.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    if frozen and bf16:
-        tower.to(torch.bfloat16)
-    return learner.to(device), bank_tower
-
-
-def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
-    """The learner's tensors without those of frozen towers, which the backbone's name stands for."""
-    frozen: set[str] = set()
-    for prefix, module in learner.named_modules():
-        if isinstance(module, VisionTower):
-            inside = {f"{prefix}.{name}" for name in module.state_dict()}
-            frozen |= inside - {f"{prefix}.{name}" for name, p in module.named_parameters() if p.requires_grad}
-    return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
 
 
 def snapshot(loop: Loop, parts: Sequence[Part], journal: Journal) -> dict[str, Any]:

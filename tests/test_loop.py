@@ -9,6 +9,7 @@ import torch
 from clsim import config, runner
 from clsim.errors import RunFailed
 from clsim.events import EVENTS, Part, State
+from clsim.learner import build_learner
 from clsim.loop import EVAL_BATCH, Loop, predict_rows
 from clsim.strategies.linear import Linear
 from clsim.strategy import Strategy
@@ -31,8 +32,10 @@ def make_loop(tmp_path, strategy="linear", parts=(), **fields):
     (only,) = config.plan(options, small | fields, None)
     job = runner.Job.prepare(only)
     info = job.benchmark.info
-    learner, tower = runner.build_learner(job.strategy, job.backbone, info, 0, torch.device("cpu"), bf16=False)
-    loaders = [job._loader(t, tower, torch.device("cpu")) for t in (job.benchmark.train_table, job.benchmark.test_table)]
+    learner, tower = build_learner(job.strategy, job.backbone, info, 0, torch.device("cpu"), bf16=False)
+    loaders = [
+        job._loader(t, tower, torch.device("cpu")) for t in (job.benchmark.train_table, job.benchmark.test_table)
+    ]
     state = State(learner, info, 0)
     return Loop(job.strategy, job.benchmark, *loaders, state, parts, False, save=lambda loop: None)
 
@@ -40,7 +43,9 @@ def make_loop(tmp_path, strategy="linear", parts=(), **fields):
 def test_events_come_in_order(tmp_path):
     spy = Spy()
     make_loop(tmp_path, parts=[spy]).run()
-    iteration = [event for event in EVENTS if "iteration" in event or event.split("_", 1)[1] in ("forward", "backward", "update")]
+    iteration = [
+        event for event in EVENTS if "iteration" in event or event.split("_", 1)[1] in ("forward", "backward", "update")
+    ]
     assert iteration[0] == "before_training_iteration" and iteration[-1] == "after_training_iteration"
     epoch = ["before_training_epoch", *iteration * 2, "after_training_epoch"]
 

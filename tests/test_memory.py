@@ -75,6 +75,11 @@ def test_state_round_trip(benchmark):
 def test_named_parts():
     assert named_part("er:500").capacity == 500
     assert named_part("er_per_class:7").per_class
-    for text, words in (("err:5", "did you mean 'er'"), ("er", "er:IMAGES"), ("er:x", "er:IMAGES"), ("er:0", "at least 1")):
+    for text, words in (
+        ("err:5", "did you mean 'er'"),
+        ("er", "er:IMAGES"),
+        ("er:x", "er:IMAGES"),
+        ("er:0", "at least 1"),
+    ):
         with pytest.raises(RequestError, match=words):
             named_part(text)

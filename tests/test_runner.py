@@ -65,7 +65,7 @@ def test_killed_at_any_moment_it_ends_bit_identical(at, tmp_path):
     assert first.returncode == -signal.SIGKILL
     assert not list(tmp_path.rglob("summary.json"))
     second = command(*words, cwd=tmp_path)
-    out, err = second.communicate()
+    _, err = second.communicate()
     assert second.returncode == 0, err
     unbroken = command(*words, "--out", "unbroken", cwd=tmp_path)
     unbroken.communicate()
@@ -116,7 +116,10 @@ def test_another_configuration_gets_another_directory(tmp_path):
 
 
 def test_rehearsal_is_a_part_that_any_strategy_takes(tmp_path):
-    plain, rehearsed = small(strategy="linear", out=tmp_path), small(strategy="linear", out=tmp_path, **{"with": "er:40"})
+    plain, rehearsed = (
+        small(strategy="linear", out=tmp_path),
+        small(strategy="linear", out=tmp_path, **{"with": "er:40"}),
+    )
     assert rehearsed.summary["cost"]["memory_bytes"] == 40 * 3 * 8 * 8
     assert plain.summary["cost"]["memory_bytes"] == 0
     prompted = small(strategy="l2p", out=tmp_path, **{"with": "er_per_class:2"})

@@ -11,6 +11,7 @@ from clsim.data.batches import Batch
 from clsim.data.streams import Info
 from clsim.errors import RequestError
 from clsim.events import State
+from clsim.learner import build_learner
 from clsim.runner import Job
 from clsim.strategies.l2p import L2P
 from clsim.strategy import allowed_classes
@@ -90,9 +91,7 @@ def test_an_interrupted_run_ends_bit_identical(whole, last_save, tmp_path, monke
 def test_steps_train_all_that_asks_for_gradients_and_nothing_else(whole, tmp_path):
     name = whole.summary["strategy"]
     job = Job.prepare(plan(name, tmp_path))
-    learner, _ = runner.build_learner(
-        job.strategy, job.backbone, job.benchmark.info, 0, torch.device("cpu"), bf16=False
-    )
+    learner, _ = build_learner(job.strategy, job.backbone, job.benchmark.info, 0, torch.device("cpu"), bf16=False)
     before = {key: tensor.clone() for key, tensor in learner.state_dict().items()}
     trained = {key for key, p in learner.named_parameters() if p.requires_grad}
     learner.load_state_dict(final_weights(whole), strict=False)
@@ -166,7 +165,7 @@ def test_linear_and_ncm_leave_images_alone(tmp_path):
 
 def l2p_learner(tmp_path, **fields):
     job = Job.prepare(plan("l2p", tmp_path, **fields))
-    learner, tower = runner.build_learner(job.strategy, job.backbone, job.benchmark.info, 0, torch.device("cpu"), False)
+    learner, tower = build_learner(job.strategy, job.backbone, job.benchmark.info, 0, torch.device("cpu"), False)
     return job, learner, tower
 
 
