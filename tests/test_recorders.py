@@ -238,8 +238,8 @@ def test_tensorboard(tmp_path):
     board = read_back(tmp_path)
     assert points(board, "train/loss") == [(n, 1 / n) for n in range(1, 7)]
     assert points(board, "train/lr") == [(1, 0.5), (2, 0.5), (3, 0.25), (4, 0.25), (5, 1 / 6), (6, 1 / 6)]
-    assert points(board, "accuracy/classes 0 1") == [(1, 0.9), (2, 0.5), (3, 0.6)]
-    assert points(board, "accuracy/classes 4 5") == [(3, 0.7)]
+    assert points(board, "accuracy/01 classes 0 1") == [(1, 0.9), (2, 0.5), (3, 0.6)]
+    assert points(board, "accuracy/03 classes 4 5") == [(3, 0.7)]
     assert points(board, "metrics/average_accuracy") == [(1, 0.9), (2, 0.65), (3, 1.7 / 3)]
     assert points(board, "metrics/forgetting") == [(2, 0.4), (3, 0.35)]
     assert points(board, "prompt_usage/00") == [(1, 0), (2, 1), (3, 2)]
@@ -280,7 +280,7 @@ def test_no_point_twice_after_resuming(tmp_path):
     journal.close()
     board = read_back(tmp_path)
     assert points(board, "train/loss") == [(n, 1 / n) for n in range(1, 7)]
-    assert points(board, "accuracy/classes 0 1") == [(1, 0.9), (2, 0.5), (3, 0.6)]
+    assert points(board, "accuracy/01 classes 0 1") == [(1, 0.9), (2, 0.5), (3, 0.6)]
     assert [image.step for image in board.Images("accuracy_matrix")] == [1, 2, 3]
 
 
@@ -302,7 +302,7 @@ def test_tensorboard_joint_and_large_pools(tmp_path):
     board.close()
     tags = read_back(tmp_path).Tags()
     assert sorted(tags["images"]) == ["accuracy_matrix", "usage"]
-    assert sorted(tags["scalars"]) == [f"accuracy/{name}" for name in NAMES]
+    assert sorted(tags["scalars"]) == [f"accuracy/{i:02d} {name}" for i, name in enumerate(NAMES, start=1)]
 
 
 # figures

@@ -55,8 +55,9 @@ class TensorBoard:
 
     def _evaluation(self, record: dict[str, Any]) -> None:
         experience, when = record["experience"], record["time"]
-        for name, value in zip(self._names, record["accuracy"], strict=True):
-            self._scalar(f"accuracy/{name}", value, experience, when)
+        for number, (name, value) in enumerate(zip(self._names, record["accuracy"], strict=True), start=1):
+            # numbered: TensorBoard sorts by tag, and curves should stand in the stream's order
+            self._scalar(f"accuracy/{number:02d} {name}", value, experience, when)
         for name, value in record["metrics"].items():
             self._scalar(f"metrics/{name}", value, experience, when)
         self._rows[experience] = record["correct"]

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast check format clean
+
+demo: .venv/.installed  ## four methods side by side on digits that come with the package
+	$(BIN)/clsim run --scenario split_digits --strategy l2p,er,ncm,finetune --epochs 2
+	@echo
+	@echo "Curves: $(BIN)/tensorboard --logdir runs"
+
+test: .venv/.installed  ## every test
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.installed  ## all but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/.installed  ## style, format and types; the import direction is a test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("clsim needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

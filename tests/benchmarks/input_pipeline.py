@@ -1,0 +1,100 @@
+"""Images/s that the input pipeline makes, beside those that a small transformer takes.
+
+    python tests/benchmarks/input_pipeline.py [--rounds 7] [--threads N]
+
+The pipeline is clsim's own: decoded 32x32 uint8 images of a table to augmented (or merely resized), normalised 224x224
+batches. The consumer is ViT-Tiny/16 at 224 with random weights, in bfloat16: a training step of the whole tower, and
+inference. Both use all threads, in turn; a ratio is the median over rounds of the ratio within a round.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import timm
+import torch
+
+from clsim.backbones.vit import VisionTower
+from clsim.data.table import ImageTable
+from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+
+ROUND_SECONDS = 1.0  # each measurement repeats its work for about as long
+CLASSES = 10
+
+
+def images_per_second(work: Callable[[], object], batch: int) -> float:
+    """Repeat `work`, a batch at a time, for a round."""
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < ROUND_SECONDS:
+        work()
+        done += batch
+    return done / (time.perf_counter() - began)
+
+
+def pipeline(batch: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+    """Functions that make an augmented batch, and a clean one, of random rows of a table."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (5000, 3, 32, 32), dtype=np.uint8)
+    table = ImageTable.from_arrays(images, np.arange(5000) % CLASSES, tuple(map(str, range(CLASSES))))
+    pixels, how, generator = Pixels(224), Augmentation(), torch.Generator().manual_seed(0)
+
+    def take() -> torch.Tensor:
+        return torch.from_numpy(np.take(table.images, draw.integers(0, len(table), batch), axis=0))
+
+    return lambda: augmented(take(), pixels, how, generator), lambda: evaluation(take(), pixels)
+
+
+def consumer(images: torch.Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Functions that train ViT-Tiny/16 for one step on a batch that is there already, and that run it."""
+    tower = VisionTower(timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0), Pixels(224))
+    head = torch.nn.Linear(tower.out_dim, CLASSES)
+    optimizer = torch.optim.SGD([*tower.parameters(), *head.parameters()], 1e-4)
+    labels = torch.arange(len(images)) % CLASSES
+    frozen = VisionTower(timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0), Pixels(224))
+    frozen.requires_grad_(False).to(torch.bfloat16)
+
+    def train() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = head(tower(images)).float()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        frozen(images)
+
+    return train, infer
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each (default 7)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch (default 32)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    makes = dict(zip(("augmented", "clean"), pipeline(options.batch_size), strict=True))
+    takes = dict(zip(("training", "inference"), consumer(makes["augmented"]()), strict=True))
+    works: dict[str, Callable[[], object]] = {**makes, **takes}
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(options.rounds):
+        for name, work in works.items():
+            found[name].append(images_per_second(work, options.batch_size))
+    print(f"torch {torch.__version__}, {options.threads} threads, batches of {options.batch_size}")
+    for make, take in (("augmented", "training"), ("clean", "inference")):
+        ratio = median(a / b for a, b in zip(found[make], found[take], strict=True))
+        print(
+            f"input pipeline, {make}: {median(found[make]):.0f} images/s; ViT-Tiny/16 in {take}: "
+            f"{median(found[take]):.0f} images/s; ratio {ratio:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
