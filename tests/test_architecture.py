@@ -1,0 +1,109 @@
+"""The shape of the code: imports point one way, plug-ins are strangers, everything public is explained."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = [path for folder in ("clsim", "strategies", "scenarios") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+# from the top down; a module imports from floors below its own, or its own where that makes no circle
+FLOORS = [
+    {"__main__", "__init__"},
+    {"cli"},
+    {"pretrain", "runner", "avalanche"},
+    {"prediction"},
+    {"recorders", "results"},
+    {"loop", "compare"},
+    {"learner"},
+    {"config", "listing"},
+    {"strategy", "values", "plugins"},
+    {"parts"},
+    {"backbones"},
+    {"data"},
+    {"events", "metrics", "checkpoint", "rng"},
+    {"errors", "version"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+# explained where the base class has them
+INHERITED = {
+    *("forward", "build", "reads", "parts", "experiences", "loss", "fit", "caveats", "learning_rate"),
+    *("state", "load", "stored_bytes", "variant"),
+}
+
+
+def module_of(path):
+    """The part of clsim that a file belongs to."""
+    parts = path.relative_to(ROOT / "clsim").parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path, late=True):
+    """Modules named in import statements, those under TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    nodes = ast.walk(tree) if late else tree.body
+    for node in nodes:
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ([f"clsim.{alias.name}" for alias in node.names] if node.module == "clsim" else [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "clsim")], ids=lambda p: p.stem)
+def test_imports_point_down(path):
+    own = module_of(path)
+    for name in imports(path, late=own != "results"):  # Run.predict reaches up for its learner when it is called
+        if name.startswith("clsim."):
+            target = name.split(".")[1]
+            assert FLOOR[target] >= FLOOR[own], f"{own} imports {target}, which stands above it"
+
+
+def test_the_leaves():
+    for leaf, allowed in (("events", set()), ("metrics", {"clsim.errors"}), ("rng", set()), ("errors", set())):
+        found = {name for name in imports(ROOT / "clsim" / f"{leaf}.py") if name.startswith("clsim")}
+        assert found <= allowed, leaf
+
+
+def test_clsim_names_no_plug_in():
+    names = {path.stem for folder in ("strategies", "scenarios") for path in (ROOT / folder).glob("[!_]*.py")}
+    defaults = {"config.py": {"split_digits", "l2p"}}
+    for path in (ROOT / "clsim").rglob("*.py"):
+        assert not [n for n in imports(path) if n.startswith(("clsim.strategies.", "clsim.scenarios."))], path
+        texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        # "er" and "folder" are also words for a part (--with er:500) and for a directory
+        assert not (texts & names) - defaults.get(path.name, set()) - {"er", "folder"}, path
+
+
+def test_light_modules_leave_torch_alone():
+    code = (
+        "import sys, clsim, clsim.cli, clsim.plugins, clsim.config, clsim.listing, clsim.compare;"
+        "sys.exit(bool({'torch', 'timm', 'avalanche'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_everything_public_is_explained_and_nothing_is_long(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or path.name == "version.py", f"{path.name} has no docstring"
+    assert len(path.read_text().splitlines()) <= 400, f"{path.name} is too long"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno <= 60, f"{path.name}: {node.name} is too long"
+    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
+    methods = [node for each in public if isinstance(each, ast.ClassDef) for node in each.body]
+    for node in public + [node for node in methods if isinstance(node, ast.FunctionDef) and node.name not in INHERITED]:
+        private = node.name.startswith(("_", "before_", "after_"))
+        assert private or ast.get_docstring(node), f"{path.name}: {node.name} says nothing"
