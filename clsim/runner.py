@@ -1,6 +1,7 @@
 """One run: from a configuration to a finished run directory, or back to where a broken one stood."""
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -36,6 +37,8 @@ from clsim.results import Run, load
 from clsim.strategy import Strategy
 
 __all__ = ["load", "run", "run_all"]
+
+LOCK = ".lock"
 
 
 def run(**options: Any) -> Run | list[Run]:
@@ -138,17 +141,18 @@ class Job:
 
     def execute(self, *, fresh: bool, quiet: bool) -> Run:
         """Run, or go on, or read back; then print the final table."""
-        if fresh:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        if not self.finished:
-            self._run(quiet)
+        if fresh or not self.finished:
+            with alone_in(self.directory):
+                if fresh:
+                    clear(self.directory)
+                if not self.finished:
+                    self._run(quiet)
         run = load(self.directory)
         if not quiet:
             console.report(run)
         return run
 
     def _run(self, quiet: bool) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "config.toml").write_text(self.config.to_toml())
         checkpoint.write_text(self.directory / "env.json", json.dumps(environment(self), indent=1))
         shown = console.Console(self.benchmark, quiet=quiet)
@@ -221,6 +225,27 @@ class Job:
         journal.end(found.values, cost, _hyper_parameters(self.config))
         checkpoint.write_text(self.directory / "matrix.json", json.dumps(matrix))
         checkpoint.write_text(self.directory / "summary.json", json.dumps(summary, indent=1))
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory. Raises RequestError if one is at work there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
+        except BlockingIOError as error:
+            raise RequestError(f"another process is at work in {directory}") from error
+        yield
+
+
+def clear(directory: Path) -> None:
+    """Remove a run, but not the lock that is held on its directory."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _hyper_parameters(settled: RunConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,11 @@ def imports(path, late=True):
     for node in nodes:
         if id(node) in typing_only:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield from ([f"clsim.{alias.name}" for alias in node.names] if node.module == "clsim" else [node.module])
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative imports hide what is imported"
+            for alias in node.names:
+                submodule = ROOT.joinpath(*node.module.split("."), f"{alias.name}.py").exists()
+                yield f"{node.module}.{alias.name}" if submodule or node.module == "clsim" else node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -68,6 +72,15 @@ def test_imports_point_down(path):
         if name.startswith("clsim."):
             target = name.split(".")[1]
             assert FLOOR[target] >= FLOOR[own], f"{own} imports {target}, which stands above it"
+
+
+def test_no_circles():
+    graph = {}
+    for path in (ROOT / "clsim").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = set(imports(path, late=False))
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    assert order.index("clsim.errors") < order.index("clsim.data.streams") < order.index("clsim.runner")
 
 
 def test_the_leaves():
@@ -98,10 +111,11 @@ def test_light_modules_leave_torch_alone():
 def test_everything_public_is_explained_and_nothing_is_long(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree) or path.name == "version.py", f"{path.name} has no docstring"
-    assert len(path.read_text().splitlines()) <= 400, f"{path.name} is too long"
+    longest = 400 if path.is_relative_to(ROOT / "clsim") else 150  # a plug-in is one idea
+    assert len(path.read_text().splitlines()) <= longest, f"{path.name} is too long"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno <= 60, f"{path.name}: {node.name} is too long"
+            assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name} is too long"
     public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
     methods = [node for each in public if isinstance(each, ast.ClassDef) for node in each.body]
     for node in public + [node for node in methods if isinstance(node, ast.FunctionDef) and node.name not in INHERITED]:

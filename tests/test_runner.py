@@ -102,6 +102,15 @@ def test_a_finished_run_is_read_back_and_fresh_starts_anew(tmp_path, monkeypatch
     assert (again.directory / "summary.json").stat().st_mtime_ns > written
 
 
+def test_two_processes_never_work_in_one_directory(tmp_path):
+    run = small(strategy="linear", out=tmp_path)
+    with runner.alone_in(run.directory):
+        assert small(strategy="linear", out=tmp_path).metrics == run.metrics, "reading is free"
+        with pytest.raises(RequestError, match="another process is at work in .*linear"):
+            small(strategy="linear", out=tmp_path, fresh=True)
+    assert small(strategy="linear", out=tmp_path, fresh=True).metrics == run.metrics
+
+
 def test_another_configuration_gets_another_directory(tmp_path):
     runs = [
         small(strategy="linear", out=tmp_path),

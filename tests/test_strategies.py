@@ -283,3 +283,15 @@ def test_mask_decides_which_logits_the_loss_tells_apart():
     assert allowed_classes(s, "current").int().tolist() == [[0, 0, 1, 1, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]]
     assert allowed_classes(s, "seen").int().tolist() == [[1, 1, 1, 1, 0, 0]] * 3
     assert allowed_classes(s, "all").all()
+
+
+@pytest.mark.parametrize("name, preset", [(n, p) for n in STRATEGIES for p in plugins.load("strategies", n).presets])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_preset_runs(name, preset, precision, tmp_path):
+    options = {"strategy": name, "backbone": "vit_nano", "out": tmp_path, "preset": preset, "precision": precision}
+    small = {"scenario.train_per_class": "4", "scenario.test_per_class": "2", "epochs": "1"}
+    (run,) = runner.run_all(config.plan(options, small, None), quiet=True)
+    assert np.isfinite(run.events["step"]["loss"]).all()
+    assert {key: run.config["strategy"][key] for key in plugins.load("strategies", name).presets[preset]} == (
+        plugins.load("strategies", name).presets[preset]
+    )

@@ -152,7 +152,8 @@ def attend(attention: Attention, x: Tensor, read: slice = slice(None)) -> Tensor
     else:
         weight, bias = attention.qkv.weight, attention.qkv.bias
         bias_q, bias_kv = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        queries = nn.functional.linear(x[:, read], weight[:inner], bias_q)
+        # contiguous: for a strided input the product copies its weights once per image
+        queries = nn.functional.linear(x[:, read].contiguous(), weight[:inner], bias_q)
         keys, values = nn.functional.linear(x, weight[inner:], bias_kv).chunk(2, dim=-1)
 
     def split(part: Tensor) -> Tensor:

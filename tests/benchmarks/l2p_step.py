@@ -33,8 +33,8 @@ from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
 from clsim.events import State
+from clsim.learner import build_learner
 from clsim.loop import EVAL_BATCH, Loop, predict_rows
-from clsim.runner import build_learner
 
 MODEL = "vit_base_patch16_224"
 CLASSES = 100
