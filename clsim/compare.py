@@ -120,6 +120,7 @@ def group(runs: Iterable[Finished]) -> list[Group]:
         scenario, strategy = first.summary["scenario"], plugins.label(first.summary["strategy"])
         peers = [other[0] for other in sets if other[0].summary["scenario"] == scenario]
         scenario_text = _distinct(first.scenario_settings, [peer.scenario_settings for peer in peers])
+        peers = [peer for peer in peers if peer.scenario_settings == first.scenario_settings]
         peers = [peer for peer in peers if peer.summary["strategy"] == first.summary["strategy"]]
         settings_text = _distinct(first.settings, [peer.settings for peer in peers])
         twin = any(peer is not first and peer.key == first.key for peer in peers)

@@ -125,6 +125,13 @@ def test_scenarios_have_tables_of_their_own(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in markdown[2:]] == [f"| {title}" for title in titles]
 
 
+def test_settings_are_compared_within_a_table_only(tmp_path: Path) -> None:
+    run(tmp_path, "l2p", digest="01", lr=0.1)
+    run(tmp_path, "l2p", digest="02", lr=0.2, scenario_fields="train_per_class = 50")
+    labels = [(each.scenario, each.strategy) for each in compare.group(compare.find([tmp_path])[0])]
+    assert sorted(labels) == [("toys train_per_class=50", "l2p"), ("toys train_per_class=none", "l2p")]
+
+
 def test_a_seed_that_stands_twice_is_never_averaged(tmp_path: Path) -> None:
     run(tmp_path, accuracy=0.4, digest="0a")
     run(tmp_path, accuracy=0.6, digest="0b")
