@@ -241,6 +241,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 def clear(directory: Path) -> None:
     """Remove a run, but not the lock that is held on its directory."""
+    (directory / "summary.json").unlink(missing_ok=True)  # first: half a removal must not look like a finished run
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
