@@ -7,37 +7,41 @@ from torch import nn
 
 from clsim import rng
 from clsim.backbones.load import Backbone
-from clsim.backbones.vit import VisionTower
+from clsim.backbones.towers import Tower
 from clsim.data.streams import Info
 from clsim.strategy import Strategy
 
 
 def build_learner(
     strategy: Strategy, backbone: Backbone, info: Info, seed: int, device: torch.device, bf16: bool
-) -> tuple[nn.Module, VisionTower | None]:
-    """The learner, initialised from its own random stream, and the tower for the feature bank where one is read.
+) -> tuple[nn.Module, Tower | None]:
+    """The learner, initialised from its own random stream, and the image tower for the feature bank where one is read.
 
     Towers that stay frozen are kept in bfloat16 where the run computes in it: nothing has to be cast at each step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "initialisation"))
         learner = strategy.build(backbone, info)
-    tower = backbone.image
-    frozen = not any(p.requires_grad for p in tower.parameters())
+    image = backbone.image
     bank_tower = None
     if "features" in strategy.reads():
-        bank_tower = tower if frozen else copy.deepcopy(tower).requires_grad_(False)
+        bank_tower = image if _frozen(image) else copy.deepcopy(image).requires_grad_(False)
         bank_tower.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    if frozen and bf16:
-        tower.to(torch.bfloat16)
+    for tower in backbone.towers():
+        if bf16 and _frozen(tower):
+            tower.to(torch.bfloat16)
     return learner.to(device), bank_tower
+
+
+def _frozen(tower: Tower) -> bool:
+    return not any(p.requires_grad for p in tower.parameters())
 
 
 def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
     """The learner's tensors without those of frozen towers, which the backbone's name stands for."""
     frozen: set[str] = set()
     for prefix, module in learner.named_modules():
-        if isinstance(module, VisionTower):
+        if isinstance(module, Tower):
             inside = {f"{prefix}.{name}" for name in module.state_dict()}
             frozen |= inside - {f"{prefix}.{name}" for name, p in module.named_parameters() if p.requires_grad}
     return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}

@@ -20,7 +20,7 @@ import torch
 from clsim import checkpoint, config, metrics, plugins
 from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone, load_backbone
-from clsim.backbones.vit import VisionTower
+from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, DataAccess
@@ -129,7 +129,7 @@ class Job:
         access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
         benchmark = scenario.build(access)
         digest = settled.hash(
-            backbone.image.fingerprint(), benchmark.train_table.fingerprint, benchmark.test_table.fingerprint
+            backbone.fingerprint(), benchmark.train_table.fingerprint, benchmark.test_table.fingerprint
         )
         directory = settled.directory(scenario.variant(), digest)
         return cls(settled, digest, directory, strategy, benchmark, backbone)
@@ -193,7 +193,7 @@ class Job:
             restore(loop, parts, saved)
         return loop, journal
 
-    def _loader(self, table: ImageTable, tower: VisionTower | None, device: torch.device) -> Loader:
+    def _loader(self, table: ImageTable, tower: Tower | None, device: torch.device) -> Loader:
         bank = None if tower is None else FeatureBank(tower, table, device, config.cache_dir())
         return Loader(table, self.backbone.image.pixels, self.strategy.reads(), device, bank)
 
@@ -303,7 +303,7 @@ def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
         "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
         "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
         "stored_parameters": sum(t.numel() for t in learner_state(learner).values()),
-        "backbone_parameters": sum(p.numel() for p in backbone.image.parameters()),
+        "backbone_parameters": sum(p.numel() for tower in backbone.towers() for p in tower.parameters()),
         "memory_bytes": sum(part.stored_bytes for part in loop.parts),
         "peak_memory_bytes": peak_memory(),
     }

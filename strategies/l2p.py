@@ -31,7 +31,7 @@ class PromptedTower(nn.Module):
         chosen = self.choose(self.query(batch))
         prompts = self.pool.take(chosen)
         if self.how.order == "cls_prompts_patches":
-            prompts = prompts + self.tower.vit.pos_embed[:, :1]
+            prompts = prompts + self.tower.first_position
         tokens = self.tower.embed(batch.images)
         # attention does not know the order of its tokens: where the prompts stand is for us to choose
         tokens = torch.cat([prompts.to(tokens.dtype), tokens], dim=1)

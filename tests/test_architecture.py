@@ -34,6 +34,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 INHERITED = {
     *("forward", "build", "reads", "parts", "experiences", "loss", "fit", "caveats", "learning_rate"),
     *("state", "load", "stored_bytes", "variant"),
+    *("last_norm", "about", "embed", "pool", "enter", "keys_values", "branch", "linear", "norm"),
 }
 
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from clsim import pretrain
 from clsim.backbones.load import load_backbone
+from clsim.data.table import ImageTable
 from clsim.errors import RequestError
-from clsim.pretrain import Pretraining, Recipe, learning_rate_factor
+from clsim.pretrain import vit_micro
+from clsim.pretrain.trainer import features_with_drop, learning_rate_factor
+from clsim.pretrain.vit_micro import Pretraining, Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=8, warmup_steps=2)
 
@@ -24,18 +26,14 @@ def test_same_seed_same_file(make_table, tmp_path):
 
 def test_interrupted_it_goes_on_to_the_same_file(make_table, tmp_path):
     whole = job(make_table, tmp_path / "whole").run().read_bytes()
-    first = job(make_table, tmp_path / "broken")
-    for _ in range(4):  # into the second epoch, where no token is left out any more
-        first.learn(first.rows())
-        first.step += 1
-    first.keep()
+    job(make_table, tmp_path / "broken").run(stop=4)  # into the second epoch, where no token is left out any more
     second = job(make_table, tmp_path / "broken")
-    assert second.step == 4
+    assert second.trainer.step == 4
     assert second.run().read_bytes() == whole
 
 
 def test_another_recipe_does_not_go_on(make_table, tmp_path):
-    job(make_table, tmp_path).keep()
+    job(make_table, tmp_path).run(stop=1)
     with pytest.raises(RequestError, match="another recipe"):
         job(make_table, tmp_path, Recipe(epochs=3, batch_size=8))
 
@@ -57,18 +55,16 @@ def test_token_drop_keeps_prefix_and_the_share_asked_for(monkeypatch):
     tower = load_backbone("vit_nano").image
     lengths = []
     encode = tower.encode
-    monkeypatch.setattr(tower, "encode", lambda tokens, read: lengths.append(tokens.shape[1]) or encode(tokens, read))
+    monkeypatch.setattr(tower, "encode", lambda tokens, *rest: lengths.append(tokens.shape[1]) or encode(tokens, *rest))
     images = torch.zeros(2, 3, 16, 16)
-    pretrain.features_with_drop(tower, images, 0.5, torch.Generator())
-    pretrain.features_with_drop(tower, images, 0.0, torch.Generator())
+    features_with_drop(tower, images, 0.5, torch.Generator())
+    features_with_drop(tower, images, 0.0, torch.Generator())
     assert lengths == [1 + 8, 1 + 16]
 
 
 def test_quality_of_features_that_tell_the_classes_apart(make_table, tmp_path):
     table = make_table(num_classes=3, per_class=40, size=16)
     images = np.broadcast_to((table.labels * 100)[:, None, None, None], table.images.shape).astype(np.uint8)
-    from clsim.data.table import ImageTable
-
     easy = ImageTable.from_arrays(images.copy(), table.labels, table.class_names)
-    found = pretrain.quality(load_backbone("vit_nano").image, easy, easy, tmp_path)
+    found = vit_micro.quality(load_backbone("vit_nano").image, easy, easy, tmp_path)
     assert found == {"linear_probe": 1.0, "nearest_class_mean": 1.0}

@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
 
-from clsim.backbones.vit import ConvStem, VisionTower, attend, micro_vit, nano_vit
+from clsim.backbones.towers import attend
+from clsim.backbones.vit import ConvStem, VisionTower, micro_vit, nano_vit, timm_layer
 from clsim.data.transforms import Pixels
 from clsim.errors import RequestError
 
@@ -102,13 +103,14 @@ def test_extra_tokens_are_attended_to():
 
 def test_attention_by_hand():
     # one head of width 1, weights that copy: queries, keys and values are the tokens 0, ln 2; scale 1
-    attention = nano_vit().blocks[0].attn.__class__(1, num_heads=1)
+    block = Block(1, num_heads=1)
+    attention = block.attn
     with torch.no_grad():
         attention.qkv.weight.fill_(1.0)
         attention.proj.weight.fill_(1.0)
         attention.proj.bias.zero_()
         x = torch.tensor([[[0.0], [0.5]]])
-        found = attend(attention, x)
+        found = attend(0, timm_layer(block), x)
     # token 0 asks with 0: equal weights, mean 0.25; token 1 asks with 0.5: exp(0) and exp(0.25)
     weight = torch.tensor(0.25).exp()
     assert found[0, 0].item() == pytest.approx(0.25)

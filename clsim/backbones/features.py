@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clsim.backbones.vit import VisionTower
+from clsim.backbones.towers import Tower
 from clsim.data.table import ImageTable
 from clsim.data.transforms import evaluation
 
@@ -27,7 +27,7 @@ class FeatureBank:
     processes at once equals one filled at a stroke. A block counts as filled once its flag is set, after its data.
     """
 
-    def __init__(self, tower: VisionTower, table: ImageTable, device: torch.device, cache_dir: Path) -> None:
+    def __init__(self, tower: Tower, table: ImageTable, device: torch.device, cache_dir: Path) -> None:
         self.tower = tower
         self.table = table
         self.device = device

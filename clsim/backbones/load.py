@@ -1,17 +1,21 @@
-"""Backbones by name: the bundled ones, and any timm VisionTransformer."""
+"""Backbones by name: the bundled ones, any timm VisionTransformer, and open_clip's models."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from clsim.backbones.registry import BUNDLED
+from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit, nano_vit
 from clsim.data.transforms import Pixels
 from clsim.errors import RequestError, unknown
+
+if TYPE_CHECKING:  # open_clip takes a second to import, and most runs do without
+    from clsim.backbones.clip import TextTower
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -21,8 +25,16 @@ class Backbone:
     """A pretrained model as the towers that strategies build on. `text` is None where there is none."""
 
     name: str
-    image: VisionTower
-    text: None = None
+    image: Tower
+    text: "TextTower | None" = None
+
+    def towers(self) -> list[Tower]:
+        """The image tower, and the text tower where there is one."""
+        return [self.image] if self.text is None else [self.image, self.text]
+
+    def fingerprint(self) -> str:
+        """A hash of all weights."""
+        return "".join(tower.fingerprint() for tower in self.towers())
 
 
 def load_backbone(name: str, weights: Path | None = None) -> Backbone:
@@ -30,19 +42,31 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
 
     Raises RequestError for unknown names and for weights that cannot be had.
     """
+    if name in ("clip_micro", "clip_nano") or name.startswith("clip:"):
+        from clsim.backbones.load_clip import load_clip
+
+        image, text = load_clip(name, weights)
+        backbone = Backbone(name, image, text)
+    else:
+        backbone = Backbone(name, _vision_tower(name, weights))
+    for tower in backbone.towers():
+        tower.requires_grad_(False).eval()
+    return backbone
+
+
+def _vision_tower(name: str, weights: Path | None) -> VisionTower:
     if name == "vit_nano":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             tower = VisionTower(nano_vit(), Pixels(size=16, crop=1.0))
     elif name == "vit_micro":
         tower = VisionTower(micro_vit(), Pixels(size=32, crop=1.0))
-        _load_into(tower, read_weights(WEIGHTS / "vit_micro.safetensors"), name)
+        load_into(tower.vit, read_weights(WEIGHTS / "vit_micro.safetensors"), name)
     else:
         tower = _timm_tower(name, pretrained=weights is None)
     if weights is not None:
-        _load_into(tower, read_weights(weights), str(weights))
-    tower.requires_grad_(False)
-    return Backbone(name, tower.eval())
+        load_into(tower.vit, read_weights(weights), str(weights))
+    return tower
 
 
 def recipe(name: str) -> dict[str, object]:
@@ -66,15 +90,26 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return tensors.get("state_dict", tensors.get("model", tensors))  # type: ignore[no-any-return]
 
 
-def _load_into(tower: VisionTower, weights: dict[str, Tensor], origin: str) -> None:
-    """Copy weights into the tower; a classifier's head may be among them, and is left out."""
-    wanted = tower.vit.state_dict()
+def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Copy weights into the model; others, of a classifier's head, may be among them and are left out.
+
+    Raises RequestError where one is missing or of another shape.
+    """
+    wanted = model.state_dict()
     missing = [key for key in wanted if key not in weights]
     wrong = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
     if missing or wrong:
         what = f"lacks {missing[0]!r}" if missing else f"has another shape for {wrong[0]!r}"
         raise RequestError(f"the weights of {origin} do not fit this backbone: the file {what}")
-    tower.vit.load_state_dict({key: weights[key] for key in wanted})
+    model.load_state_dict({key: weights[key] for key in wanted})
+
+
+def no_weights(name: str, error: Exception) -> RequestError:
+    """The error for weights that cannot be had: no network, no such tag, no such file mean the same to a user."""
+    return RequestError(
+        f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
+        f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
+    )
 
 
 def _timm_tower(name: str, pretrained: bool) -> VisionTower:
@@ -86,11 +121,8 @@ def _timm_tower(name: str, pretrained: bool) -> VisionTower:
         raise unknown("backbone", name, [*BUNDLED, *timm.list_models("vit_*")])
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # no network, no such tag, no such file in the cache: all mean the same to a user
-        raise RequestError(
-            f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
-            f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
-        ) from error
+    except Exception as error:
+        raise no_weights(name, error) from error
     if not isinstance(model, VisionTransformer):
         raise RequestError(f"{name!r} is a {type(model).__name__}; image towers are timm VisionTransformers")
     about: Any = model.pretrained_cfg

@@ -2,13 +2,15 @@
 
 from clsim.errors import unknown
 
-# name: (image tower, whether it has a text tower)
 BUNDLED = {
     "vit_micro": "small ViT for 32x32 images (2.9 M parameters), pretrained on Tiny-ImageNet; comes with the package",
+    "clip_micro": "small CLIP for 32x32 images and 64 tokens, pretrained on captioned glyphs; comes with the package",
     "vit_nano": "tiny ViT with random weights (seed 0), for tests",
+    "clip_nano": "tiny CLIP with random weights (seed 0), for tests",
 }
 FAMILIES = {
     "<timm name>": "any timm VisionTransformer by model and tag, e.g. vit_base_patch16_224.augreg_in21k",
+    "clip:<model>/<tag>": "any of open_clip's models by name and tag, e.g. clip:ViT-B-16/openai",
 }
 
 

@@ -1,12 +1,13 @@
-"""Image towers: timm's VisionTransformer as embed, encode and pool."""
+"""Image towers from timm, and the networks of the bundled ones."""
 
-import hashlib
+from dataclasses import replace
 
-import torch
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from clsim.backbones.towers import PLAIN, Layer, Names, Sites, Tower, linear_names
 from clsim.data.transforms import Pixels
 from clsim.errors import RequestError
 
@@ -59,107 +60,69 @@ def nano_vit() -> VisionTransformer:
     return VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 
 
-class VisionTower(nn.Module):
-    """A timm VisionTransformer seen as `embed(images) -> tokens`, `encode(tokens)` and `pool(tokens) -> features`.
+TIMM = Names("norm1", "norm2", "ls1", "ls2", "mlp.act", linear_names(qkv="attn.qkv", proj="attn.proj"))
+TIMM_MLP = linear_names(fc1="mlp.fc1", fc2="mlp.fc2")
 
-    Equal to the library's own forward, with two differences in speed: attention is two plain matrix products,
-    which on CPUs train faster than the fused kernel at these lengths, and the last block computes only
-    the tokens that somebody reads.
-    """
+
+class VisionTower(Tower):
+    """A timm VisionTransformer as a tower; equal to the library's own forward."""
 
     vit: VisionTransformer
-    pixels: Pixels
 
     def __init__(self, vit: VisionTransformer, pixels: Pixels) -> None:
         """Raises RequestError for block kinds whose parts are not known to stand where a plain Block has them."""
         super().__init__()
-        for block in vit.blocks:
-            if type(block) is not Block or type(block.attn) is not Attention or block.attn.gate is not None:
-                raise RequestError(
-                    f"towers are made of timm's plain Block with Attention, not {type(block).__name__} "
-                    f"with {type(getattr(block, 'attn', None)).__name__}"
-                )
         if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
             raise RequestError(f"towers pool by class token or average, not {vit.global_pool!r}")
+        self.layers = [timm_layer(block) for block in vit.blocks]
         vit.reset_classifier(0)
         self.vit = vit
         self.pixels = pixels
+        self.width = self.out_dim = vit.embed_dim
 
     @property
-    def width(self) -> int:
-        """Features of a token."""
-        return self.vit.embed_dim
+    def last_norm(self) -> nn.Module:
+        return self.vit.norm
 
     @property
-    def out_dim(self) -> int:
-        """Features of an image."""
-        return self.vit.embed_dim
+    def grid(self) -> tuple[int, int]:
+        """Patches along the height and the width."""
+        height, width = self.vit.patch_embed.grid_size
+        return height, width
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The weights' type."""
-        return next(self.vit.blocks.parameters()).dtype
+    def first_position(self) -> Tensor:
+        """(1,1,D) position embedding of the class token."""
+        return self.vit.pos_embed[:, :1]  # type: ignore[index]
 
-    def train(self, mode: bool = True) -> "VisionTower":
-        """Stay in evaluation mode: batch statistics and drop-out would let the images of a batch see each other."""
-        return super().train(False)
+    def about(self) -> str:
+        return repr(self.pixels)
 
-    def fingerprint(self) -> str:
-        """A hash of the weights, their types and names, and the pixels they expect."""
-        digest = hashlib.blake2b(repr(self.pixels).encode(), digest_size=16)
-        for name, tensor in self.vit.state_dict().items():
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: prefix tokens (class, registers), then patches."""
-        tokens = self.vit.patch_embed(images.to(self.dtype))
+        tokens = self.vit.patch_embed(inputs.to(self.dtype))
         return self.vit.norm_pre(self.vit._pos_embed(tokens))  # type: ignore[no-any-return]
-
-    def encode(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
-        """(B,N,D) tokens through every block and the last norm -> those in `read`, (B,R,D)."""
-        *blocks, last = self.vit.blocks
-        for block in blocks:
-            tokens = run_block(block, tokens)  # type: ignore[arg-type]
-        return self.vit.norm(run_block(last, tokens, read))  # type: ignore[arg-type, no-any-return]
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B,N,D) encoded tokens -> (B,D) features."""
         return self.vit.fc_norm(self.vit.pool(tokens))  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B,3,S,S) normalised images -> (B,D) pooled features."""
+    def forward(self, images: Tensor, sites: Sites = PLAIN) -> Tensor:
+        """(B,3,S,S) normalised images -> (B,D) pooled features; tokens that `sites` adds are not pooled."""
         tokens = self.embed(images)
         if self.vit.global_pool == "token":
-            return self.vit.fc_norm(self.encode(tokens, slice(0, 1))[:, 0])  # type: ignore[no-any-return]
-        return self.pool(self.encode(tokens))
+            return self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])  # type: ignore[no-any-return]
+        return self.pool(self.encode(tokens, slice(0, tokens.shape[1]), sites))
 
 
-def run_block(block: Block, tokens: Tensor, read: slice = slice(None)) -> Tensor:
-    """One pre-norm transformer block on (B,N,D) tokens -> the tokens in `read`, (B,R,D)."""
-    x = tokens[:, read]
-    x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(tokens), read)))  # type: ignore[arg-type]
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
-
-
-def attend(attention: Attention, x: Tensor, read: slice = slice(None)) -> Tensor:
-    """Self-attention over (B,N,D) tokens, with queries from the tokens in `read` -> (B,R,D)."""
-    batch = len(x)
-    heads, head_dim, inner = attention.num_heads, attention.head_dim, attention.attn_dim
-    if read == slice(None):
-        queries, keys, values = attention.qkv(x).chunk(3, dim=-1)
-    else:
-        weight, bias = attention.qkv.weight, attention.qkv.bias
-        bias_q, bias_kv = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        # contiguous: for a strided input the product copies its weights once per image
-        queries = nn.functional.linear(x[:, read].contiguous(), weight[:inner], bias_q)
-        keys, values = nn.functional.linear(x, weight[inner:], bias_kv).chunk(2, dim=-1)
-
-    def split(part: Tensor) -> Tensor:
-        return part.reshape(batch, -1, heads, head_dim).transpose(1, 2)
-
-    q, k = attention.q_norm(split(queries)), attention.k_norm(split(keys))
-    weights = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-    out = (attention.attn_drop(weights) @ split(values)).transpose(1, 2).reshape(batch, -1, inner)
-    return attention.proj_drop(attention.proj(attention.norm(out)))  # type: ignore[no-any-return]
+def timm_layer(block: nn.Module) -> Layer:
+    """A timm Block as a Layer. Raises RequestError for other kinds of blocks."""
+    attention = getattr(block, "attn", None)
+    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+        raise RequestError(
+            f"towers are made of timm's plain Block with Attention, not {type(block).__name__} "
+            f"with {type(attention).__name__}"
+        )
+    plain = type(block.mlp) is Mlp and type(block.mlp.norm) is nn.Identity
+    names = replace(TIMM, linears=TIMM.linears | TIMM_MLP) if plain else TIMM
+    return Layer(block, attention.num_heads, names)

@@ -1,0 +1,218 @@
+"""Towers: pretrained transformers seen alike, with four sites at which a tuner can change them.
+
+A tower runs the library's own weights, block by block, in its own few lines of arithmetic, because that is where tuners
+take hold: the tokens entering a block, its keys and values, the output of its branches, and its weights. Two things
+make that faster than the library's forward: attention is two plain matrix products, which on CPUs train faster than the
+fused kernel at these lengths, and the last block computes only the tokens that somebody reads.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clsim.data.transforms import Pixels
+
+Read = slice | Tensor  # which tokens: the same of every row, or (B,) one position for each
+ALL = slice(None)
+
+
+class Sites:
+    """What a tuner may change of a tower. This one changes nothing; tuners override what they need.
+
+    `block` counts from 0. Whatever is added to the tokens goes behind them, where pooling does not look: attention
+    without a mask does not know the order of its tokens.
+    """
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        """(B,N,D) tokens entering a block -> those that do enter, of any number."""
+        return tokens
+
+    def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,N,D) keys and values after their projection -> those attended to; added ones come first."""
+        return keys, values
+
+    def branch(self, block: int, name: str, x: Tensor, out: Tensor) -> Tensor:
+        """(B,R,D) output of the "attention" or "mlp" branch on the tokens `x` -> what is added to them."""
+        return out
+
+    def linear(
+        self, block: int, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice = ALL
+    ) -> Tensor:
+        """The projection "qkv", "proj", "fc1" or "fc2" of (B,N,in) inputs, of its output features only `rows`."""
+        return nn.functional.linear(x, weight[rows], None if bias is None else bias[rows])
+
+    def norm(self, block: int, name: str, x: Tensor, module: nn.Module) -> Tensor:
+        """The normalisation "norm1" or "norm2" of a block; "norm", the last one, is that of block `depth`."""
+        return module(x)  # type: ignore[no-any-return]
+
+
+PLAIN = Sites()
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a library's block has its parts: paths below the block, projections as weight and bias."""
+
+    norm1: str
+    norm2: str
+    scale1: str
+    scale2: str
+    act: str
+    linears: dict[str, tuple[str, str]]
+
+
+def linear_names(**paths: str) -> dict[str, tuple[str, str]]:
+    """Modules' paths -> paths of their weights and biases."""
+    return {name: (f"{path}.weight", f"{path}.bias") for name, path in paths.items()}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A library's pre-norm block under common names. It holds no weights of its own."""
+
+    block: nn.Module
+    heads: int
+    names: Names
+
+    def part(self, name: str) -> Any:
+        """The module in the block that `names` calls so."""
+        return attrgetter(getattr(self.names, name))(self.block)
+
+    def weights(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight (out, in) and bias (out,) of "qkv", "proj", "fc1" or "fc2"."""
+        return attrgetter(*self.names.linears[name])(self.block)  # type: ignore[no-any-return]
+
+    def inner_norm(self, out: Tensor) -> Tensor:
+        """(B,R,inner) what attention gathered, normalised where the block does so before "proj"."""
+        norm = getattr(self.block.attn, "norm", None)
+        return out if norm is None else norm(out)  # type: ignore[no-any-return, operator]
+
+    def qk_norms(self) -> tuple[nn.Module | None, nn.Module | None]:
+        """Normalisations of queries and keys, of each head for itself; None where there are none."""
+        attention: Any = self.block.attn
+        return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+
+
+class Tower(nn.Module):
+    """A transformer as `embed(inputs) -> tokens`, `encode(tokens) -> tokens` and `pool(tokens) -> features`.
+
+    A tower stays in evaluation mode.
+    """
+
+    pixels: Pixels  # what an image tower wants its images to be
+    layers: Sequence[Layer]
+    width: int  # features of a token
+    out_dim: int  # features of an image or a text
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation behind the last block."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return len(self.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.layers[0].block.parameters()).dtype
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Stay in evaluation mode: batch statistics and drop-out would let the images of a batch see each other."""
+        return super().train(False)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Images or token ids -> (B,N,D) tokens."""
+        raise NotImplementedError
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B,N,D) encoded tokens -> (B,E) features."""
+        raise NotImplementedError
+
+    def about(self) -> str:
+        """What belongs to the fingerprint besides the weights."""
+        return type(self).__name__
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, their types and names, and what the tower expects of its inputs."""
+        digest = hashlib.blake2b(self.about().encode(), digest_size=16)
+        for name, tensor in self.state_dict().items():
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def encode(self, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None) -> Tensor:
+        """(B,N,D) tokens through every block and the last norm -> those in `read`, (B,R,D).
+
+        `mask` (N,N) is added to the attention weights before their softmax.
+        """
+        *earlier, last = range(self.depth)
+        for i in earlier:
+            tokens = run_layer(i, self.layers[i], sites.enter(i, tokens), ALL, sites, mask)
+        tokens = run_layer(last, self.layers[last], sites.enter(last, tokens), read, sites, mask)
+        return sites.norm(self.depth, "norm", tokens, self.last_norm)
+
+
+def run_layer(
+    i: int, layer: Layer, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+) -> Tensor:
+    """Block `i` on (B,N,D) tokens -> the tokens in `read`, (B,R,D)."""
+    x = pick(tokens, read)
+    out = attend(i, layer, sites.norm(i, "norm1", tokens, layer.part("norm1")), read, sites, mask)
+    x = x + sites.branch(i, "attention", x, layer.part("scale1")(out))
+    out = feed_forward(i, layer, sites.norm(i, "norm2", x, layer.part("norm2")), sites)
+    return x + sites.branch(i, "mlp", x, layer.part("scale2")(out))
+
+
+def feed_forward(i: int, layer: Layer, x: Tensor, sites: Sites) -> Tensor:
+    """The block's two-layer network on (B,R,D) tokens; one of another kind is run as it is, out of the sites' reach."""
+    if "fc1" not in layer.names.linears:
+        return layer.block.mlp(x)  # type: ignore[no-any-return, operator]
+    hidden = layer.part("act")(sites.linear(i, "fc1", x, *layer.weights("fc1")))
+    return sites.linear(i, "fc2", hidden, *layer.weights("fc2"))
+
+
+def attend(
+    i: int, layer: Layer, x: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+) -> Tensor:
+    """Self-attention over (B,N,D) tokens, with queries from the tokens in `read` -> (B,R,D)."""
+    weight, bias = layer.weights("qkv")
+    inner = len(weight) // 3
+    if isinstance(read, slice) and read == ALL:
+        queries, keys, values = sites.linear(i, "qkv", x, weight, bias).chunk(3, dim=-1)
+    else:
+        # contiguous: for a strided input the product copies its weights once per image
+        queries = sites.linear(i, "qkv", pick(x, read).contiguous(), weight, bias, slice(0, inner))
+        keys, values = sites.linear(i, "qkv", x, weight, bias, slice(inner, None)).chunk(2, dim=-1)
+    keys, values = sites.keys_values(i, keys, values)
+
+    def split(part: Tensor) -> Tensor:
+        return part.unflatten(-1, (layer.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    q_norm, k_norm = layer.qk_norms()
+    q, k = (part if norm is None else norm(part) for part, norm in ((split(queries), q_norm), (split(keys), k_norm)))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask_for(mask, read, keys.shape[1]).to(scores.dtype)
+    out = (scores.softmax(dim=-1).to(values.dtype) @ split(values)).transpose(1, 2).flatten(2)
+    return sites.linear(i, "proj", layer.inner_norm(out), *layer.weights("proj"))
+
+
+def mask_for(mask: Tensor, read: Read, num_keys: int) -> Tensor:
+    """(N,N) mask -> (R, num_keys) or (B,1,1,num_keys), for the queries in `read`; added keys are visible to all."""
+    rows = mask[read] if isinstance(read, slice) else mask[read][:, None, None]
+    return nn.functional.pad(rows, (num_keys - mask.shape[1], 0))
+
+
+def pick(tokens: Tensor, read: Read) -> Tensor:
+    """(B,N,D) tokens -> those in `read`, (B,R,D)."""
+    if isinstance(read, slice):
+        return tokens[:, read]
+    return tokens[torch.arange(len(tokens), device=tokens.device), read][:, None]
