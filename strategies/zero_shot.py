@@ -1,0 +1,64 @@
+"""Zero-shot classification with CLIP (Radford et al. 2021, arXiv:2103.00020)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from clsim import State, Strategy
+from clsim.data.batches import Batch
+from clsim.parts.text import TextHead, class_features
+
+
+class FrozenClip(nn.Module):
+    """Image features from the bank against class texts."""
+
+    def __init__(self, head: TextHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.head(batch.features)
+
+
+@dataclass(kw_only=True)
+class ZeroShot(Strategy):
+    """Zero-shot CLIP: cosine to the classes' texts; no training. Radford et al. 2021, arXiv:2103.00020."""
+
+    templates: tuple[str, ...] = (
+        "a photo of a {}.",
+    )  # texts with {} for the class; the features of several are averaged
+
+    needs_text: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # in words that clip_micro was trained with, and of domains
+        "ensemble": {
+            "templates": (
+                "a photo of a {}.", "a sketch of a {}.", "a painting of a {}.", "a clipart of a {}.",
+                "an image of a {}", "a picture of a {}.", "{}.",
+            ),
+        },
+        # the seven that the authors' notebook selects for ImageNet
+        "clip7": {
+            "templates": (
+                "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
+                "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
+            ),
+        },
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError("templates are texts with {} where the class name goes, one or more")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        classes = class_features(backbone.text, info.class_names, self.templates)
+        return FrozenClip(TextHead(classes, backbone.text.logit_scale))
+
+    def fit(self, s: State) -> None:
+        """Nothing is learned."""
