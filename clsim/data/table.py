@@ -39,13 +39,20 @@ class ImageTable:
 
     @classmethod
     def from_arrays(
-        cls, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]
+        cls,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        class_names: tuple[str, ...],
+        domains: NDArray[np.int64] | None = None,
+        domain_names: tuple[str, ...] = (),
     ) -> "ImageTable":
         """A table of (N, 3, H, W) uint8 images that are in memory already."""
-        order = _row_order(labels, None)
+        order = _row_order(labels, domains)
         images, labels = np.ascontiguousarray(images[order]), labels[order]
-        digest = hashlib.blake2b(images.tobytes() + labels.tobytes(), digest_size=16).hexdigest()
-        return cls(images, labels, class_names, digest)
+        domains = None if domains is None else domains[order]
+        content = images.tobytes() + labels.tobytes() + (b"" if domains is None else domains.tobytes())
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return cls(images, labels, class_names, digest, domains, domain_names)
 
     @classmethod
     def decode(cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop") -> "ImageTable":
