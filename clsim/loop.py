@@ -112,7 +112,6 @@ class Loop:
         s.exp_steps = per_epoch * strategy.epochs
         if not resumed:
             s.optimizer = strategy.configure_optimizer(s.learner)
-        schedule = _schedule(strategy, s.exp_steps)
         s.learner.train()
         while s.epoch < strategy.epochs:
             began = time.perf_counter()
@@ -122,7 +121,7 @@ class Loop:
             # drop-out and the like draw from the global state, which starts anew so that a resumed run draws the same
             torch.manual_seed(rng.derive(s.seed, "learner", experience.index, s.epoch))
             for i in range(per_epoch):
-                _set_lr(s.optimizer, strategy.learning_rate * schedule(s.epoch * per_epoch + i))
+                _set_lr(s.optimizer, strategy.learning_rate_at(s.epoch, i, per_epoch))
                 s.rows = experience.rows[order[i * strategy.batch_size : (i + 1) * strategy.batch_size]]
                 self._step()
             self._raise("after_training_epoch")
@@ -213,13 +212,6 @@ def predict_rows(
             logits = learner(batch).float()
         predicted.append(classes[logits[:count, classes].argmax(dim=1)].cpu())
     return torch.cat(predicted).numpy()
-
-
-def _schedule(strategy: Strategy, steps: int) -> Callable[[int], float]:
-    """Step within the experience -> factor of the learning rate."""
-    if strategy.schedule == "constant":
-        return lambda step: 1.0
-    return lambda step: 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
 
 def _set_lr(optimizer: torch.optim.Optimizer | None, lr: float) -> None:

@@ -30,7 +30,7 @@ class Predictor:
         self.learner.load_state_dict(saved["learner"], strict=False)
         self.learner.eval()
         self.pixels = backbone.image.pixels
-        self.classes = torch.tensor(saved["seen"])
+        self.classes = torch.tensor(range(info.num_classes) if strategy.scores_unseen else saved["seen"])
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N,3,H,W) uint8 -> (N,) class ids."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from clsim import checkpoint, config, metrics, plugins
+from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone, load_backbone
 from clsim.backbones.towers import Tower
@@ -125,7 +126,10 @@ class Job:
         scenario = config.make(plugins.load("scenarios", settled.scenario), settled.scenario_fields, settled.scenario)
         backbone = load_backbone(settled.backbone, settled.weights)
         if strategy.needs_text and backbone.text is None:
-            raise RequestError(f"{settled.strategy} needs a backbone with a text tower; {settled.backbone} has none")
+            raise RequestError(
+                f"{settled.strategy} needs a backbone with a text tower; {settled.backbone} has none. "
+                f"{registry.WITH_TEXT} have one"
+            )
         access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
         benchmark = scenario.build(access)
         digest = settled.hash(

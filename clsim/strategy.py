@@ -1,5 +1,6 @@
 """Strategy: what the author of a plug-in reads first."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,9 @@ class Strategy(Part):
     batch_size: int = 32  # images of the stream in a step
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # made anew for each experience
     lr: float = 1e-3  # learning rate
-    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, within an experience
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = "constant"  # of lr in an experience: by step or epoch
+    warmup_epochs: int = 0  # first epochs of an experience, at warmup_lr
+    warmup_lr: float = 1e-5  # learning rate of the warm-up
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0  # of every trained parameter
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no bound
@@ -34,7 +37,10 @@ class Strategy(Part):
     scores_unseen: ClassVar[bool] = False  # whether it can tell classes apart that it never trained on
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("clip_grad", 0)):
+        lowest = {"epochs": 1, "batch_size": 1} | dict.fromkeys(
+            ("lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad"), 0
+        )
+        for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if not 0 < self.crop_min <= 1:
@@ -77,6 +83,19 @@ class Strategy(Part):
     def learning_rate(self) -> float:
         """The learning rate at the start of an experience."""
         return self.lr
+
+    def learning_rate_at(self, epoch: int, step: int, per_epoch: int) -> float:
+        """The learning rate at a step of an epoch, both counted from 0, with `per_epoch` steps in each.
+
+        Behind the warm-up the cosine starts from its top, and would reach zero at `epochs` without one: so in the code
+        of CoOp (Zhou et al. 2022, arXiv:2109.01134), where it moves once an epoch.
+        """
+        if epoch < self.warmup_epochs:
+            return self.warmup_lr
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = epoch - self.warmup_epochs + (step / per_epoch if self.schedule == "cosine" else 0)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done / self.epochs))
 
     def caveats(self) -> list[str]:
         """What a reader of the results must know; goes into the summary's notes."""

@@ -12,6 +12,7 @@ FAMILIES = {
     "<timm name>": "any timm VisionTransformer by model and tag, e.g. vit_base_patch16_224.augreg_in21k",
     "clip:<model>/<tag>": "any of open_clip's models by name and tag, e.g. clip:ViT-B-16/openai",
 }
+WITH_TEXT = "clip_micro and clip:<model>/<tag> (open_clip's names)"
 
 
 def default_backbone(needs_text: bool) -> str:

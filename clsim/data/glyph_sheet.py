@@ -15,7 +15,9 @@ def sheet(columns: int = 20) -> Image.Image:
     """A row for each domain: every shape twice, its fills in turn."""
     classes = np.array([10 * (i // 2) + (3 * i + i // 10) % 10 for i in range(columns)])
     rows = len(glyphs.DOMAINS)
-    images = glyphs.render(np.tile(classes, rows), np.repeat(np.arange(rows), columns), np.zeros(rows * columns), 0)
+    images = glyphs.render(
+        np.tile(classes, rows), np.repeat(np.arange(rows), columns), np.zeros(rows * columns, dtype=np.int64), 0
+    )
     grid = images.reshape(rows, columns, 3, glyphs.SIZE, glyphs.SIZE).transpose(0, 3, 1, 4, 2)
     flat = grid.reshape(rows * glyphs.SIZE, columns * glyphs.SIZE, 3)
     return Image.fromarray(flat).resize((flat.shape[1] * ZOOM, flat.shape[0] * ZOOM), Image.Resampling.NEAREST)
