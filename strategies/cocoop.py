@@ -1,0 +1,70 @@
+"""CoCoOp: conditional context optimisation (Zhou et al. 2022, arXiv:2203.05557)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clsim import Strategy
+from clsim.data.batches import Batch
+from clsim.parts.text_prompts import PromptedText, Wording, new_context
+
+
+class ConditionalClassifier(nn.Module):
+    """Image features from the bank against class names in a context that each image shifts."""
+
+    def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoCoOp") -> None:
+        super().__init__()
+        self.prompted = PromptedText(text, Wording.of(text, class_names, how.context_length))
+        self.context = new_context(text, how.context_length, how.init)
+        hidden = max(1, text.out_dim // how.reduction)
+        self.meta_net = nn.Sequential(nn.Linear(text.out_dim, hidden), nn.ReLU(), nn.Linear(hidden, text.width))
+        self.scale = text.logit_scale
+
+    def forward(self, batch: Batch) -> Tensor:
+        images = normalize(batch.features.float(), dim=1)
+        with torch.autocast(images.device.type, enabled=False):
+            shift = self.meta_net(images)  # eq. 4 of the paper: the same for every vector
+        classes = self.prompted(self.context + shift[:, None])  # (B,K,E)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * (normalize(classes.float(), dim=2) @ images[..., None])[..., 0]
+
+
+@dataclass(kw_only=True)
+class CoCoOp(Strategy):
+    """Conditional context optimisation: a context that moves with the image. Zhou et al. 2022, arXiv:2203.05557.
+
+    Every image has its own texts: the cost grows with images times classes. The paper trains 10 epochs with one image
+    a step, which fits into a larger batch exactly.
+    """
+
+    context_length: int = 4  # learned vectors
+    init: str = "a photo of a"  # words to start from, as many tokens as vectors; empty: random
+    reduction: int = 16  # how much narrower the Meta-Net's hidden layer is than a feature
+    epochs: int = 10  # passes over each experience
+    batch_size: int = 1  # images of the stream in a step
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
+    lr: float = 2e-3  # learning rate
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
+        "cosine_epochs"  # of lr in an experience: by step or epoch
+    )
+    warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
+    weight_decay: float = 5e-4  # of every trained parameter
+
+    needs_text: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"batch_of_32": {"batch_size": 32, "lr": 1e-2}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("context_length", "reduction"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return ConditionalClassifier(backbone.text, info.class_names, self)

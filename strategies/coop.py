@@ -1,0 +1,79 @@
+"""CoOp: context optimisation (Zhou et al. 2022, arXiv:2109.01134)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from clsim import Strategy
+from clsim.data.batches import Batch
+from clsim.parts.text import cosine_logits
+from clsim.parts.text_prompts import PromptedText, Wording, new_context
+
+
+class ContextClassifier(nn.Module):
+    """Image features from the bank against class names in a learned context."""
+
+    def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoOp") -> None:
+        super().__init__()
+        self.prompted = PromptedText(text, Wording.of(text, class_names, how.context_length, how.class_position))
+        copies = (len(class_names),) if how.class_specific else ()
+        self.context = new_context(text, how.context_length, how.init, copies)
+        self.class_specific = how.class_specific
+        self.scale = text.logit_scale
+        self.kept: Tensor | None = None  # class features, until the context moves
+
+    def train(self, mode: bool = True) -> "ContextClassifier":
+        self.kept = None
+        return super().train(mode)
+
+    def classes(self) -> Tensor:
+        """(K,E) features of the classes."""
+        if self.training or self.kept is None:
+            found = self.prompted.each(self.context) if self.class_specific else self.prompted(self.context[None])[0]
+            self.kept = None if self.training else found
+            return found
+        return self.kept
+
+    def forward(self, batch: Batch) -> Tensor:
+        return cosine_logits(batch.features, self.classes(), self.scale)
+
+
+@dataclass(kw_only=True)
+class CoOp(Strategy):
+    """Context optimisation: learned words around the class names. Zhou et al. 2022, arXiv:2109.01134.
+
+    Both towers are frozen. Trained on features from the bank, of images that are not augmented. `epochs` in the paper:
+    50 for one image a class, 100 for two and four, 200 for more.
+    """
+
+    context_length: int = 16  # learned vectors
+    class_position: Literal["end", "middle", "front"] = "end"  # of the class name among them
+    class_specific: bool = False  # vectors of each class's own
+    init: str = ""  # words to start from, as many tokens as vectors, e.g. "a photo of a"; empty: random
+    epochs: int = 50  # passes over each experience
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
+    lr: float = 2e-3  # learning rate
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
+        "cosine_epochs"  # of lr in an experience: by step or epoch
+    )
+    warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
+    weight_decay: float = 5e-4  # of every trained parameter
+
+    needs_text: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "words": {"context_length": 4, "init": "a photo of a"},
+        "class_specific": {"class_specific": True},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context_length < 1:
+            raise ValueError(f"context_length must be at least 1, not {self.context_length}")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return ContextClassifier(backbone.text, info.class_names, self)
