@@ -24,7 +24,7 @@ RUN_OPTIONS = (
     ("--seed", "0[,1,2]", "seeds (default 0)"),
     ("--epochs", "N", "passes over each experience"),
     ("--batch-size", "N", "images of the stream in a step"),
-    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500"),
+    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500,ewc:10"),
     ("--preset", "NAME", "a strategy's published setting, see `clsim show STRATEGY`"),
     ("--device", "NAME", "auto (default), cpu, cuda, cuda:N or mps"),
     ("--precision", "NAME", "auto (default), fp32 or bf16"),
