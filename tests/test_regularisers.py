@@ -242,7 +242,8 @@ SMALL = {"train_per_class": "6", "test_per_class": "3", "classes_per_experience"
 
 
 def plan(strategy, out, parts, precision="fp32"):
-    options = {"strategy": strategy, "backbone": "vit_nano", "precision": precision, "with": parts, "threads": 1}
+    backbone = "clip_nano" if plugins.describe("strategies", strategy).needs_text else "vit_nano"
+    options = {"strategy": strategy, "backbone": backbone, "precision": precision, "with": parts, "threads": 1}
     fields = {f"scenario.{name}": value for name, value in SMALL.items()} | {"epochs": "2", "batch_size": "16"}
     (only,) = config.plan(options | {"out": out}, fields, None)
     return only
