@@ -98,7 +98,9 @@ class Loop:
         else:
             self._fit(experience)
         s.epoch = 0
+        began = time.perf_counter()
         self._raise("after_training_exp")
+        self.cost.seconds_training += time.perf_counter() - began  # what parts do then is part of a method's price
 
     def _fit(self, experience: Experience) -> None:
         began = time.perf_counter()

@@ -81,7 +81,7 @@ class Bench:
         """The learning rate that does best on held-out training images with seed 0; the lower one of equals."""
         default = plugins.load("strategies", method.strategy)().lr
         tried: dict[float, float] = {}
-        for rate in (factor * default for factor in RATES):
+        for rate in (float(f"{factor * default:.2g}") for factor in RATES):
             try:
                 run = self.run(method, 0, lr=rate, **{"scenario.split": "tune"})
             except RunFailed as error:  # a rate at which the loss is no number is no choice
