@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clsim.data.glyph_tables import glyph_table
 from clsim.data.readers import Hub, Source, held_out
 from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, first_of_each_class
 from clsim.data.table import ImageTable
@@ -32,6 +33,7 @@ TABLES = {
     "usps": Files("image", "label", Hub("flwrlabs/usps", "main")),
     "pacs": Files("image", "label", Hub("flwrlabs/pacs", "main"), splits=False),
 }
+GLYPHS = {"train": 50, "test": 20}  # pictures of each class that are drawn
 UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is another, or none
 
 
@@ -45,9 +47,9 @@ class Transfer(Scenario):
     images; 80 % and 20 % are even, too. `order_seed` means nothing here.
     """
 
-    table: Literal["digits", "cifar100", "cifar10", "mnist", "notmnist", "svhn", "fashion_mnist", "usps", "pacs"] = (
-        "digits"  # the images; digits come with scikit-learn
-    )
+    table: Literal[
+        "digits", "glyphs", "cifar100", "cifar10", "mnist", "notmnist", "svhn", "fashion_mnist", "usps", "pacs"
+    ] = "digits"  # the images; digits come with scikit-learn, and glyphs are drawn
     train: int | None = 1000  # training images; none: all
     split: Literal["final", "tune"] = "final"  # tune: the test images are a fifth of the training images
 
@@ -92,6 +94,8 @@ class Transfer(Scenario):
         """One split of the table."""
         if self.table == "digits":
             return digits()[0 if split == "train" else 1]
+        if self.table == "glyphs":
+            return glyph_table(range(100), ["real"], GLYPHS[split], test=split == "test")
         files = TABLES[self.table]
 
         def read(name: str) -> Source:

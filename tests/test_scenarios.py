@@ -237,6 +237,13 @@ def test_transfer_deals_a_thousand_images_evenly(cache_dir):
     assert sorted(counts(*Transfer(train=57).build(access(None, cache_dir)).train_stream)) == [5] * 3 + [6] * 7
 
 
+def test_transfer_to_glyphs(cache_dir):
+    benchmark = Transfer(table="glyphs").build(access(None, cache_dir))
+    assert np.bincount(*[each.labels for each in benchmark.train_stream]).tolist() == [10] * 100
+    assert (len(benchmark.test_stream[0].rows), benchmark.flip) == (2000, True)
+    assert len(set(benchmark.info.class_names)) == 100
+
+
 def test_transfer_tunes_on_training_images_alone(cache_dir, monkeypatch):
     final = Transfer().build(access(None, cache_dir))
     asked, table = [], Transfer._table
@@ -266,7 +273,7 @@ def test_transfer_with_classes_of_different_size(tmp_path, write_parquet):
 
 
 def test_transfer_has_every_table_in_its_field():
-    assert set(get_args(get_type_hints(Transfer)["table"])) == {"digits", *TABLES}
+    assert set(get_args(get_type_hints(Transfer)["table"])) == {"digits", "glyphs", *TABLES}
 
 
 def test_transfer_cuts_a_table_without_splits(tmp_path, write_parquet):
