@@ -24,7 +24,7 @@ RUN_OPTIONS = (
     ("--seed", "0[,1,2]", "seeds (default 0)"),
     ("--epochs", "N", "passes over each experience"),
     ("--batch-size", "N", "images of the stream in a step"),
-    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500"),
+    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500,ewc:10"),
     ("--preset", "NAME", "a strategy's published setting, see `clsim show STRATEGY`"),
     ("--device", "NAME", "auto (default), cpu, cuda, cuda:N or mps"),
     ("--precision", "NAME", "auto (default), fp32 or bf16"),
@@ -101,6 +101,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compare = command("compare", "set finished runs side by side, seeds together")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
+    plot = "draw accuracy against trainable parameters, for TensorBoard, too: in a folder beside, FILE without .png"
+    compare.add_argument("--plot", metavar="FILE.png", help=plot)
     pretrain = command("pretrain", "make a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
     pretrain.add_argument("--data-dir", metavar="DIR", help="where data sets lie (default: CLSIM_DATA_DIR)")
@@ -187,7 +189,14 @@ def _pretrain(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from clsim import compare
 
-    print(compare.report([Path(run) for run in given.runs], given.format))
+    runs = [Path(run) for run in given.runs]
+    if given.plot is not None and not given.plot.endswith(".png"):
+        raise RequestError(f"--plot {given.plot}: the picture is a PNG, so its name ends in .png")
+    print(compare.report(runs, given.format))
+    if given.plot is not None:
+        from clsim.recorders import comparison  # late: matplotlib
+
+        comparison.draw(compare.group(compare.find(runs)[0]), Path(given.plot))
     return DONE
 
 

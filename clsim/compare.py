@@ -21,6 +21,16 @@ METRICS = (
     "backward_transfer",
     "learning_accuracy",
 )
+# of each run: its summary's costs, and trainable parameters in % of the backbone's
+COSTS = (
+    "trainable_parameters",
+    "trainable_percent",
+    "stored_bytes_per_experience",
+    "memory_bytes",
+    "seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+)
 # of a run's directory and of how it was asked for; nothing that a result depends on
 IGNORED = ("seed", "out", "data_dir", "preset", "scenario", "strategy", "backbone")
 
@@ -48,6 +58,14 @@ class Finished:
         return cls(directory, summary, scenario, strategy | options)
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """Metrics and costs by name, COSTS among them as far as the run's version has them."""
+        cost = dict(self.summary["cost"])
+        if cost.get("backbone_parameters") and "trainable_parameters" in cost:
+            cost["trainable_percent"] = 100 * cost["trainable_parameters"] / cost["backbone_parameters"]
+        return {**cost, **self.summary["metrics"], **self.summary}
+
+    @property
     def key(self) -> str:
         """Equal for runs that differ only in their seed."""
         names = [self.summary[name] for name in ("scenario", "strategy", "backbone")]
@@ -64,7 +82,7 @@ class Group:
 
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it has no meaning."""
-        found = [{**run.summary["cost"], **run.summary["metrics"], **run.summary}.get(name) for run in self.runs]
+        found = [run.figures.get(name) for run in self.runs]
         return [float(value) for value in found if isinstance(value, int | float)]
 
     def mean(self, name: str) -> float | None:
@@ -148,13 +166,17 @@ def _cells(each: Group) -> dict[str, str]:
     cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
     for name in METRICS:
         cells[f"{name.replace('_', ' ')} %"] = _percent(each.values(name))
-    trained, seconds, speed = (each.mean(n) for n in ("trainable_parameters", "seconds", "images_per_second"))
-    cells["trainable parameters"] = "-" if trained is None else f"{trained:,.0f}"
-    cells["seconds"] = "-" if seconds is None else f"{seconds:,.1f}"
-    cells["images/s"] = "-" if speed is None else f"{speed:,.0f}"
-    for heading, name in (("rehearsal memory", "memory_bytes"), ("peak memory", "peak_memory_bytes")):
-        count = each.mean(name)
-        cells[heading] = "-" if count is None else size_text(count)
+    for heading, name, form in (
+        ("trainable parameters", "trainable_parameters", "{:,.0f}"),
+        ("% of backbone", "trainable_percent", "{:.3g}"),
+        ("stored per experience", "stored_bytes_per_experience", "size"),
+        ("memory kept", "memory_bytes", "size"),
+        ("seconds", "seconds", "{:,.1f}"),
+        ("training images/s", "images_per_second", "{:,.0f}"),
+        ("peak memory", "peak_memory_bytes", "size"),
+    ):
+        value = each.mean(name)
+        cells[heading] = "-" if value is None else size_text(value) if form == "size" else form.format(value)
     return cells
 
 
@@ -194,7 +216,6 @@ def _markdown(groups: Sequence[Group]) -> str:
 
 def _csv(groups: Sequence[Group]) -> str:
     """One table of plain numbers: accuracies and their intervals in %, bytes, seconds."""
-    costs = ("trainable_parameters", "seconds", "images_per_second", "memory_bytes", "peak_memory_bytes")
     rows: list[dict[str, Any]] = []
     for each in groups:
         row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
@@ -204,7 +225,7 @@ def _csv(groups: Sequence[Group]) -> str:
             mean, half = mean_and_interval(values) if values else (None, None)
             row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
             row[f"{name}_interval"] = None if half is None else round(100 * half, 4)
-        rows.append(row | {name: each.mean(name) for name in costs})
+        rows.append(row | {name: each.mean(name) for name in COSTS})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if rows:

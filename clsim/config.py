@@ -231,11 +231,21 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             or backbones.get(name)
             or registry.default_backbone(needs_text)
         )
-        settled = resolved(make(classes[name], values[name], name))
+        settled = resolved(_fitting(make(classes[name], values[name], name), name, common["parts"]))
         for seed in _seeds(option("seed", 0)):
             run = RunConfig(scenario, on_scenario, full_name, settled, backbone=backbone, seed=seed, **common)
             configs.append(run)
     return configs
+
+
+def _fitting(strategy: Any, name: str, parts: Sequence[str]) -> Any:
+    """The strategy itself. Raises RequestError for a part that adds to a loss where there is none."""
+    from clsim.parts import REGULARISERS
+
+    for text in parts:
+        if text.partition(":")[0] in REGULARISERS and not strategy.has_gradients:
+            raise RequestError(f"--with {text} adds to the training loss, and {name} learns without one")
+    return strategy
 
 
 def _names(value: Any) -> list[str]:

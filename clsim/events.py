@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of images or other data of the stream that it keeps; the cost of rehearsal."""
+        """Bytes that it keeps of earlier experiences: images, logits, copies and importances of weights."""
         return 0
 
     def state(self) -> dict[str, Any]:
@@ -87,5 +87,9 @@ class State:
     total: list[int] = field(default_factory=list)
     before: bool = False  # whether the first row of `correct` was measured before any training
     metrics: dict[str, float | None] = field(default_factory=dict)  # of `correct`; set before after_eval
+    mask: str = "seen"  # classes that the training loss tells apart: the strategy's field
     clean_batches: Callable[[], Iterator[Batch]] | None = None  # the experience once, in order, not augmented
+    replay_batch: Callable[[NDArray[np.int64], str], Batch] | None = None  # rows, augmented from the stream so called
+    # the learner's float32 logits of a batch in the run's precision, with other weights for some names if given
+    forward: Callable[[Batch, Mapping[str, torch.Tensor] | None], torch.Tensor] | None = None
     log: Callable[[str, Any], None] = lambda name, value: None  # keep a number or a list of numbers under a name

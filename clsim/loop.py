@@ -1,17 +1,18 @@
 """The only training and evaluation loop. It raises the events; everything else answers them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from clsim import metrics, rng
-from clsim.data.batches import Loader
+from clsim.data.batches import Batch, Loader
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
 from clsim.errors import RunFailed
@@ -87,6 +88,7 @@ class Loop:
         s = self.state
         s.experience = experience
         s.seen = tuple(sorted({*s.seen, *experience.classes}))
+        s.mask, s.forward, s.replay_batch = self.strategy.mask, self._forward, self._replay_batch
         s.clean_batches = lambda: self.train_loader.clean(experience.rows, EVAL_BATCH)
         resumed = s.epoch > 0  # only where a single experience was interrupted between epochs
         if not resumed:
@@ -96,7 +98,9 @@ class Loop:
         else:
             self._fit(experience)
         s.epoch = 0
+        began = time.perf_counter()
         self._raise("after_training_exp")
+        self.cost.seconds_training += time.perf_counter() - began  # what parts do then is part of a method's price
 
     def _fit(self, experience: Experience) -> None:
         began = time.perf_counter()
@@ -138,11 +142,9 @@ class Loop:
         rows, replayed = s.rows, 0
         if s.replay is not None:
             rows, replayed = np.concatenate([s.rows, s.replay]), len(s.replay)
-        how = Augmentation(strategy.crop_min, self.benchmark.flip)
-        s.batch = self.train_loader.train(rows, how, rng.generator(s.seed, "augmentation", s.step), replayed)
+        s.batch = self._batch(rows, replayed, "augmentation")
         self._raise("before_forward")
-        with self._autocast():
-            s.logits = s.learner(s.batch).float()
+        s.logits = self._forward(s.batch)
         self._raise("after_forward")
         s.loss = strategy.loss(s)
         self._raise("before_backward")
@@ -161,6 +163,22 @@ class Loop:
         self.cost.images += len(s.rows)
         self._raise("after_update")
         self._raise("after_training_iteration")
+
+    def _batch(self, rows: NDArray[np.int64], replayed: int, name: str) -> Batch:
+        """An augmented batch for this step; `name` is that of the random stream."""
+        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        return self.train_loader.train(rows, how, rng.generator(self.state.seed, name, self.state.step), replayed)
+
+    def _replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
+        """A batch of remembered rows alone, for parts that learn them beside the step's own batch."""
+        return self._batch(rows, len(rows), name)
+
+    def _forward(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, num_classes) logits in float32; `weights` replace parameters and buffers of the learner by name."""
+        learner = self.state.learner
+        with self._autocast():
+            logits: Tensor = learner(batch) if weights is None else functional_call(learner, dict(weights), (batch,))
+        return logits.float()
 
     # evaluation
 

@@ -299,16 +299,24 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
 
 
 def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
-    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes."""
+    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes.
+
+    `stored_parameters` and `stored_bytes_per_experience` count what has to be kept besides the frozen towers, which
+    all learners share: the learner's own tensors, and for the latter `memory_bytes` (images, logits, importances and
+    copies of weights that parts keep), divided by the experiences of the stream.
+    """
     learner, spent = loop.state.learner, loop.cost
+    kept = learner_state(learner).values()
+    memory = sum(part.stored_bytes for part in loop.parts)
     return {
         "seconds_training": spent.seconds_training,
         "seconds_evaluation": spent.seconds_evaluation,
         "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
         "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
-        "stored_parameters": sum(t.numel() for t in learner_state(learner).values()),
+        "stored_parameters": sum(t.numel() for t in kept),
         "backbone_parameters": sum(p.numel() for tower in backbone.towers() for p in tower.parameters()),
-        "memory_bytes": sum(part.stored_bytes for part in loop.parts),
+        "memory_bytes": memory,
+        "stored_bytes_per_experience": (sum(t.nbytes for t in kept) + memory) / loop.state.info.num_experiences,
         "peak_memory_bytes": peak_memory(),
     }
 

@@ -10,6 +10,20 @@ from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incrementa
 from clsim.data.table import ImageTable
 
 
+def digits() -> tuple[ImageTable, ImageTable]:
+    """The digits to train on, and the fixed fifth to test with."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    grey = np.round(source.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
+    images = np.repeat(grey[:, None], 3, axis=1)
+    labels = source.target.astype(np.int64)
+    names = tuple(str(digit) for digit in range(10))
+    testing = held_out([f"digits/{i}" for i in range(len(labels))])
+    train, test = (ImageTable.from_arrays(images[keep], labels[keep], names) for keep in (~testing, testing))
+    return train, test
+
+
 @dataclass(kw_only=True)
 class SplitDigits(Scenario):
     """Handwritten digits of 8x8 pixels, two new ones at a time; come with scikit-learn.
@@ -23,14 +37,6 @@ class SplitDigits(Scenario):
 
     def build(self, data: DataAccess) -> Benchmark:
         """Ten classes in experiences of `classes_per_experience`."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
-        images = np.repeat(grey[:, None], 3, axis=1)
-        labels = digits.target.astype(np.int64)
-        names = tuple(str(digit) for digit in range(10))
-        testing = held_out([f"digits/{i}" for i in range(len(labels))])
-        train, test = (ImageTable.from_arrays(images[keep], labels[keep], names) for keep in (~testing, testing))
+        train, test = digits()
         # no mirrored digits: most are no digits any more
         return class_incremental(self, train, test, self.classes_per_experience, self.protocol, flip=False)

@@ -103,3 +103,15 @@ def test_evaluation_batches_have_one_size(table):
     images = torch.cat([batch.images[:count] for count, batch in found])
     assert torch.equal(images, expected_images(table, rows))
     assert found[1][1].features[:, 0].tolist() == [16, 20, 20]  # filled up with the last one
+
+
+def test_a_batch_as_batches_of_one_image_each(table):
+    rows = np.array([3, 20, 0])
+    batch = loader(table, "features").train(rows, Augmentation(), generator(), replayed=1)
+    singles = list(batch.each())
+    assert [len(single) for single in singles] == [1, 1, 1]
+    assert [single.rows.tolist() for single in singles] == [[3], [20], [0]]
+    assert torch.equal(torch.cat([single.features for single in singles]), batch.features)
+    assert torch.equal(torch.cat([single.labels for single in singles]), batch.labels)
+    assert all(single.images is None and single.domains is None for single in singles)
+    assert [single.replayed for single in singles] == [0, 0, 1]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clsim import compare
+from clsim import cli, compare
 from clsim.errors import RequestError
 
 COST = {
@@ -19,6 +20,7 @@ COST = {
     "stored_parameters": 20000,
     "backbone_parameters": 2900000,
     "memory_bytes": 3 * 2**20,
+    "stored_bytes_per_experience": 1536.0,
     "peak_memory_bytes": 3 * 2**29,
 }
 
@@ -82,8 +84,38 @@ def test_seeds_go_together_with_mean_and_interval(tmp_path: Path) -> None:
     assert float(row["average_accuracy_interval"]) == pytest.approx(4.30265 * 10 / 3**0.5, abs=1e-3)
     assert float(row["backward_transfer_percent"]) == -12.5
     assert (row["trainable_parameters"], row["seconds"], row["memory_bytes"]) == ("12345.0", "12.0", "3145728.0")
+    assert float(row["trainable_percent"]) == pytest.approx(100 * 12345 / 2.9e6)
+    assert row["stored_bytes_per_experience"] == "1536.0"
     table = compare.report([tmp_path])
+    assert "0.426" in table and "1.5 KiB" in table
     assert "60.0 ± 24.8" in table and "12,345" in table and "150" in table and "3.0 MiB" in table and "1.5 GiB" in table
+
+
+def test_costs_that_a_run_does_not_tell_are_dashes(tmp_path: Path) -> None:
+    directory = run(tmp_path)
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["cost"] = {"trainable_parameters": 7}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    assert compare.report([tmp_path]).splitlines()[-1].split()[-7:] == ["7", "-", "-", "-", "12.0", "-", "-"]
+
+
+def test_picture_and_tensorboard(tmp_path: Path, capsys: Any) -> None:
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        run(tmp_path / "runs", seed=seed, accuracy=accuracy)
+    run(tmp_path / "runs", scenario="other")
+    file = tmp_path / "runs" / "picture.png"
+    for _ in range(2):
+        assert cli.main(["compare", str(tmp_path / "runs"), "--plot", str(file)]) == 0
+    assert "60.0" in capsys.readouterr().out
+    assert file.read_bytes().startswith(b"\x89PNG")
+    (events,) = (tmp_path / "runs" / "picture").iterdir()
+    board = EventAccumulator(str(events.parent))
+    board.Reload()
+    assert board.Tags()["images"] == ["accuracy against trainable parameters"]
+    assert cli.main(["compare", str(tmp_path / "runs"), "--plot", "picture.jpg"]) == 2
+    broken = run(tmp_path / "more", finished=False)
+    assert cli.main(["compare", str(broken), "--plot", str(file)]) == 2
+    assert "no finished run to draw" in capsys.readouterr().err
 
 
 def test_one_seed_has_no_interval_and_null_is_a_dash(tmp_path: Path) -> None:

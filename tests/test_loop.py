@@ -1,5 +1,6 @@
 """Events, their order, and the loop's care for labels and numbers."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +156,16 @@ def test_cosine_schedule_falls_to_zero_within_each_experience(tmp_path):
     make_loop(tmp_path, parts=[Rate()], schedule="cosine", lr="0.1").run()
     assert rates[:4] == pytest.approx([0.1 * (1 + np.cos(np.pi * i / 4)) / 2 for i in range(4)])
     assert rates[4:8] == pytest.approx(rates[:4])
+
+
+def test_what_parts_do_after_an_experience_counts_as_training(tmp_path):
+    class Slow(Part):
+        def after_training_exp(self, s):
+            time.sleep(0.2)
+
+    loop = make_loop(tmp_path, parts=[Slow()])
+    loop.run()
+    assert loop.cost.seconds_training > 1
 
 
 def test_joint_resumes_between_epochs_with_its_optimizer(tmp_path):

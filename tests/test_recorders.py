@@ -18,7 +18,14 @@ from clsim.errors import RequestError
 from clsim.events import State
 from clsim.metrics import measures
 from clsim.recorders.console import Console, report
-from clsim.recorders.figures import accuracy_matrix_figure, bars_figure, percent, to_array
+from clsim.recorders.figures import (
+    Point,
+    accuracy_cost_figure,
+    accuracy_matrix_figure,
+    bars_figure,
+    percent,
+    to_array,
+)
 from clsim.recorders.journal import Journal, read_records
 from clsim.recorders.tensorboard import TensorBoard
 from clsim.results import Run
@@ -348,6 +355,24 @@ def test_bars_figure():
     assert figure.axes[0].get_title() == "usage"
     assert texts(bars_figure([1.0] * 21, "usage")) == []
     assert to_array(bars_figure([0.0] * 100, "usage")).ndim == 3
+
+
+def test_accuracy_cost_figure():
+    spread = [Point("lora", 1e4, 50.0, 2.0), Point("finetune", 3e6, 60.0), Point("ncm", 0, 40.0)]
+    crowd = [Point(f"method {i}", 1000 + i, 50.0 + i / 100) for i in range(6)]
+    figure = accuracy_cost_figure({"stream": spread, "other": crowd})
+    first, second = figure.axes
+    assert (first.get_title(), first.get_xscale(), first.get_xlabel()) == ("stream", "log", "trainable parameters")
+    places = {text.get_text(): text.xy for text in first.texts}
+    assert places == {"lora": (1e4, 50.0), "finetune": (3e6, 60.0), "ncm": (1, 40.0)}
+    (line,) = [line for line in first.lines if line.get_linestyle() == "--"]
+    assert list(line.get_ydata()) == [40.0, 40.0]
+    assert {container.has_yerr for container in first.containers} == {True} and len(first.containers) == 2
+    to_array(figure)
+    boxes = [text.get_window_extent() for text in second.texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "a name covers another"
+    assert to_array(accuracy_cost_figure({"nothing is trained": [Point("ncm", 0, 40.0)]})).ndim == 3
 
 
 def test_percent():

@@ -131,6 +131,9 @@ def test_rehearsal_is_a_part_that_any_strategy_takes(tmp_path):
     )
     assert rehearsed.summary["cost"]["memory_bytes"] == 40 * 3 * 8 * 8
     assert plain.summary["cost"]["memory_bytes"] == 0
+    # a head of 10 classes on 32 features, of four bytes each, kept for five experiences
+    assert plain.summary["cost"]["stored_bytes_per_experience"] == 4 * 330 / 5
+    assert rehearsed.summary["cost"]["stored_bytes_per_experience"] == (4 * 330 + 40 * 3 * 8 * 8) / 5
     prompted = small(strategy="l2p", out=tmp_path, **{"with": "er_per_class:2"})
     assert prompted.summary["cost"]["memory_bytes"] == 20 * 3 * 8 * 8
 

@@ -1,9 +1,11 @@
 """The scenario plug-ins: on small files of the right schema anywhere, on real images where they are."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
@@ -11,6 +13,7 @@ from clsim.scenarios.five_datasets import SETS, FiveDatasets
 from clsim.scenarios.folder import Folder
 from clsim.scenarios.split_cifar100 import SplitCifar100
 from clsim.scenarios.split_digits import SplitDigits
+from clsim.scenarios.transfer import TABLES, Transfer
 
 SIZES = {
     "svhn": (32, 32, 3),
@@ -219,3 +222,104 @@ def test_folder_of_domains_with_splits(tmp_path, encode):
     benchmark = Folder(protocol="domain").build(access(tmp_path / "tree", tmp_path / "cache"))
     assert [len(experience.rows) for experience in benchmark.train_stream] == [8, 8]
     assert [len(experience.rows) for experience in benchmark.test_stream] == [4, 4]
+
+
+def counts(experience):
+    return np.bincount(experience.labels, minlength=10).tolist()
+
+
+def test_transfer_deals_a_thousand_images_evenly(cache_dir):
+    benchmark = Transfer().build(access(None, cache_dir))
+    (train,), (test,) = benchmark.train_stream, benchmark.test_stream
+    assert counts(train) == [100] * 10 and len(set(train.rows.tolist())) == 1000
+    assert len(test.rows) == len(benchmark.test_table) == len(SplitDigits().build(access(None, cache_dir)).test_table)
+    assert (train.classes, benchmark.protocol, benchmark.flip) == (tuple(range(10)), "class", False)
+    assert sorted(counts(*Transfer(train=57).build(access(None, cache_dir)).train_stream)) == [5] * 3 + [6] * 7
+
+
+def test_transfer_to_glyphs(cache_dir):
+    benchmark = Transfer(table="glyphs").build(access(None, cache_dir))
+    assert np.bincount(*[each.labels for each in benchmark.train_stream]).tolist() == [10] * 100
+    assert (len(benchmark.test_stream[0].rows), benchmark.flip) == (2000, True)
+    assert len(set(benchmark.info.class_names)) == 100
+
+
+def test_transfer_tunes_on_training_images_alone(cache_dir, monkeypatch):
+    final = Transfer().build(access(None, cache_dir))
+    asked, table = [], Transfer._table
+    monkeypatch.setattr(Transfer, "_table", lambda self, data, split: asked.append(split) or table(self, data, split))
+    tune = Transfer(split="tune").build(access(None, cache_dir))
+    assert asked == ["train"]
+    (train,), (test,) = tune.train_stream, tune.test_stream
+    assert counts(train) == [80] * 10 and counts(test) == [20] * 10
+    assert sorted([*train.rows, *test.rows]) == final.train_stream[0].rows.tolist()
+    assert test.table.fingerprint == final.train_table.fingerprint
+    assert (Transfer().variant(), Transfer(split="tune").variant()) == ("digits", "digits-tune")
+
+
+def test_transfer_with_classes_of_different_size(tmp_path, write_parquet):
+    labels = [0] * 2 + [1] * 9 + [2] * 9
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "usps" / f"{split}-0.parquet", pictures(20), labels)
+    data = access(tmp_path, tmp_path / "cache")
+    assert counts(*Transfer(table="usps", train=12).build(data).train_stream)[:3] == [2, 5, 5]
+    assert counts(*Transfer(table="usps", train=None).build(data).train_stream)[:3] == [2, 9, 9]
+    assert counts(*Transfer(table="usps", train_per_class=3).build(data).train_stream)[:3] == [2, 3, 3]
+    assert counts(*Transfer(table="usps", train=6, test_per_class=1).build(data).test_stream)[:3] == [1, 1, 1]
+    with pytest.raises(RequestError, match="train is 1 to 20, the training images of usps, not 1000"):
+        Transfer(table="usps").build(data)
+    with pytest.raises(RequestError, match="2 training images are too few for the 3 classes"):
+        Transfer(table="usps", train=2).build(data)
+
+
+def test_transfer_has_every_table_in_its_field():
+    assert set(get_args(get_type_hints(Transfer)["table"])) == {"digits", "glyphs", *TABLES}
+
+
+def test_transfer_cuts_a_table_without_splits(tmp_path, write_parquet):
+    labels = ["dog", "cat"] * 60
+    write_parquet(tmp_path / "pacs" / "train-0.parquet", pictures(120), labels)
+    benchmark = Transfer(table="pacs", train=None).build(access(tmp_path, tmp_path / "cache"))
+    assert len(benchmark.train_table) + len(benchmark.test_table) == 120
+    assert 10 <= len(benchmark.test_table) <= 40
+    train, test = ({image.tobytes() for image in t.images} for t in (benchmark.train_table, benchmark.test_table))
+    assert not train & test
+
+
+@pytest.mark.data
+def test_transfer_on_real_images(data_dir, cache_dir):
+    for name in sorted(set(TABLES) - {"cifar100", "cifar10"}):  # those two take a minute to decode
+        if (data_dir / name).is_dir():
+            benchmark = Transfer(table=name).build(access(data_dir, cache_dir))
+            each = counts(*benchmark.train_stream)
+            assert sum(each) == 1000 and max(each) - min(each[: benchmark.info.num_classes]) <= 1
+            assert benchmark.flip == (name == "pacs")
+
+
+def test_transfer_resumes_between_epochs(tmp_path, monkeypatch):
+    from clsim import checkpoint, config, runner
+
+    def finished(out):
+        options = {"scenario": "transfer", "strategy": "finetune", "backbone": "vit_nano", "out": out, "threads": 1}
+        (run,) = runner.run_all(config.plan(options, {"scenario.train": 40, "epochs": 3}, None), quiet=True)
+        return run, checkpoint.load(run.directory / "checkpoint")["learner"]
+
+    whole, weights = finished(tmp_path / "whole")
+    assert whole.directory.parts[-3] == "transfer.digits" and whole.metrics["forgetting"] is None
+    saves = []
+
+    def save(*args):
+        checkpoint_save(*args)
+        saves.append(1)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    checkpoint_save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.checkpoint, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            finished(tmp_path / "broken")
+    resumed, again = finished(tmp_path / "broken")
+    assert resumed.matrix == whole.matrix and resumed.metrics == whole.metrics
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.items())
+    assert resumed.events["step"]["step"].tolist() == whole.events["step"]["step"].tolist()

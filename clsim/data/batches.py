@@ -1,7 +1,7 @@
 """Batches: rows of a table as tensors on the device, augmented or clean."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ class Batch:
     def __len__(self) -> int:
         given = self.images if self.images is not None else self.features
         return 0 if given is None else len(given)
+
+    def each(self) -> "Iterator[Batch]":
+        """Batches of one image each."""
+        for i in range(len(self)):
+            one = slice(i, i + 1)
+            columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "replayed"}
+            cut = {name: None if column is None else column[one] for name, column in columns.items()}
+            yield Batch(**cut, replayed=int(i >= len(self) - self.replayed))
 
 
 class Loader:

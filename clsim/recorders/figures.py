@@ -1,9 +1,9 @@
-"""Pictures of a run, drawn without any global state of matplotlib."""
+"""Pictures of runs, drawn without any global state of matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,3 +97,72 @@ def percent(value: float | None, experiences: int) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+
+
+class Point(NamedTuple):
+    """A method in `accuracy_cost_figure`."""
+
+    name: str
+    parameters: float  # trainable
+    accuracy: float  # in %
+    interval: float | None = None  # half its width, in %
+
+
+def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
+    """Accuracy against trainable parameters, which run logarithmically; a panel for each title.
+
+    A method that trains nothing has no place on such an axis: it is a dashed line at its accuracy.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * len(panels), 4.4), dpi=DPI, layout="constrained")
+    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xscale("log")
+        axes.set_xlabel("trainable parameters")
+        axes.set_ylabel("average accuracy, %")
+        axes.grid(color="#e0e0e0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        placed = [point for point in points if point.parameters > 0]
+        if placed:
+            ends = [f(point.parameters for point in placed) for f in (min, max)]
+            axes.set_xlim(ends[0] / 2, ends[1] * 4)  # names stand to the right
+        for point in points:
+            if point.parameters > 0:
+                error = point.interval or 0.0
+                axes.errorbar(
+                    point.parameters, point.accuracy, error, fmt="o", color="#31688e", capsize=2, markersize=5
+                )
+            else:
+                axes.axhline(point.accuracy, color="#35b779", linestyle="--", linewidth=1)
+                axes.annotate(
+                    point.name,
+                    (1, point.accuracy),
+                    (0, 2),
+                    ("axes fraction", "data"),
+                    "offset points",
+                    ha="right",
+                    fontsize=8,
+                )
+        _label(figure, axes, placed)
+    return figure
+
+
+def _label(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
+    """Names beside their points, each in the first of some places where it covers no other name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()  # places are known only when the layout is
+    taken: list[Any] = []
+    places = [(6, 4), (6, -10), (-6, 4), (-6, -10), *((6, dy) for dy in (16, -22, 28, -34, 40))]  # points of type
+    for point in sorted(points, key=lambda each: -each.accuracy):
+        for place in places:
+            at, side = (point.parameters, point.accuracy), "left" if place[0] > 0 else "right"
+            text = axes.annotate(point.name, at, place, "data", "offset points", ha=side, fontsize=8)
+            box = text.get_window_extent(canvas.get_renderer())
+            if place == places[-1] or not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        taken.append(box)

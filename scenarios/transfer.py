@@ -1,0 +1,108 @@
+"""Transfer: one experience with few images, to compare what is tuned (VTAB-1k, Zhai et al. 2019, arXiv:1910.04867)."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsim.data.glyph_tables import glyph_table
+from clsim.data.readers import Hub, Source, held_out
+from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, first_of_each_class
+from clsim.data.table import ImageTable
+from clsim.errors import RequestError
+from clsim.scenarios.five_datasets import SETS
+from clsim.scenarios.split_cifar100 import HUB as CIFAR100
+from clsim.scenarios.split_digits import digits
+
+TUNE_SHARE = 0.2  # of the training images, held out to choose hyper-parameters: VTAB-1k's 800 and 200
+
+
+class Files(NamedTuple):
+    """Where a table's images are; the table's name is the local folder."""
+
+    image: str  # column of the images
+    label: str  # column of the labels
+    hub: Hub
+    splits: bool = True  # no: one split, of which a fixed fifth is for testing
+
+
+TABLES = {
+    "cifar100": Files("img", "fine_label", CIFAR100),
+    **{name: Files(image, "label", hub) for name, (image, hub) in SETS.items()},
+    "usps": Files("image", "label", Hub("flwrlabs/usps", "main")),
+    "pacs": Files("image", "label", Hub("flwrlabs/pacs", "main"), splits=False),
+}
+GLYPHS = {"train": 50, "test": 20}  # pictures of each class that are drawn
+UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is another, or none
+
+
+@dataclass(kw_only=True)
+class Transfer(Scenario):
+    """One experience of 1000 training images, all classes at once, by VTAB-1k's protocol.
+
+    Choose hyper-parameters with split=tune: it trains on 80 % of the training images and tests on the other 20 %; test
+    images are not even read. Then train on all of them with split=final; what counts is the last epoch.
+    The training images are dealt out evenly: as many of each class as of any other, or one more, as far as there are
+    images; 80 % and 20 % are even, too. `order_seed` means nothing here.
+    """
+
+    table: Literal[
+        "digits", "glyphs", "cifar100", "cifar10", "mnist", "notmnist", "svhn", "fashion_mnist", "usps", "pacs"
+    ] = "digits"  # the images; digits come with scikit-learn, and glyphs are drawn
+    train: int | None = 1000  # training images; none: all
+    split: Literal["final", "tune"] = "final"  # tune: the test images are a fifth of the training images
+
+    def build(self, data: DataAccess) -> Benchmark:
+        """One training and one test experience with every class of the table."""
+        train = self._table(data, "train")
+        rows = self._dealt(train)
+        if self.split == "tune":
+            test, cut = train, len(rows) - round(TUNE_SHARE * len(rows))
+            rows, testing = rows[:cut], rows[cut:]
+        else:
+            test = self._table(data, "test")
+            testing = first_of_each_class(test, np.arange(len(test)), self.test_per_class)
+        num_classes = len(train.class_names)
+        if len(set(train.labels[rows].tolist())) < num_classes:
+            raise RequestError(f"{len(rows)} training images are too few for the {num_classes} classes of {self.table}")
+        if train.class_names != test.class_names or len(testing) == 0:
+            raise RequestError(f"the training and the test images of {self.table} do not fit together")
+        streams = [self._experience(train, rows), self._experience(test, testing)]
+        return Benchmark((streams[0],), (streams[1],), "class", flip=self.table not in UNMIRRORED)
+
+    def variant(self) -> str:
+        return self.table if self.split == "final" else f"{self.table}-tune"
+
+    def _experience(self, table: ImageTable, rows: NDArray[np.int64]) -> Experience:
+        return Experience(0, table, np.sort(rows), tuple(range(len(table.class_names))), self.table)
+
+    def _dealt(self, table: ImageTable) -> NDArray[np.int64]:
+        """The training rows in the order in which classes take turns: any beginning of it is even."""
+        rows = first_of_each_class(table, np.arange(len(table)), self.train_per_class)
+        labels = table.labels[rows]
+        # rows stand by class: an image's turn is its place within its class
+        turn = np.arange(len(rows)) - np.searchsorted(labels, labels)
+        rows = rows[np.lexsort((labels, turn))]
+        if self.train is None or (len(rows) < self.train and self.train_per_class is not None):
+            return rows
+        if not 1 <= self.train <= len(rows):
+            raise RequestError(f"train is 1 to {len(rows)}, the training images of {self.table}, not {self.train}")
+        return rows[: self.train]
+
+    def _table(self, data: DataAccess, split: str) -> ImageTable:
+        """One split of the table."""
+        if self.table == "digits":
+            return digits()[0 if split == "train" else 1]
+        if self.table == "glyphs":
+            return glyph_table(range(100), ["real"], GLYPHS[split], test=split == "test")
+        files = TABLES[self.table]
+
+        def read(name: str) -> Source:
+            return data.parquet(self.table, name, files.image, files.label, hub=files.hub)
+
+        if files.splits:
+            return data.table(read(split), self.on_bad_image)
+        source = read("train")
+        testing = held_out(source.names)
+        return data.table(source.take(testing if split == "test" else ~testing), self.on_bad_image)

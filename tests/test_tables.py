@@ -1,0 +1,77 @@
+"""tests/benchmarks/tables.py, on digits in place of CIFAR-100."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from clsim.errors import RunFailed
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    file = Path(__file__).parent / "benchmarks" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tables", module)  # where its dataclasses look for their module
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(
+        module, "TRANSFER", {"scenario": "transfer", "scenario.train": 50, "scenario.test_per_class": 5}
+    )
+    small = {"scenario.train_per_class": 5, "scenario.test_per_class": 3, "scenario.classes_per_experience": 5}
+    monkeypatch.setattr(module, "SPLIT", {"scenario": "split_digits", **small})
+    return module
+
+
+def call(tables, out, *words):
+    tables.main(["--out", str(out), "--backbone", "vit_nano", "--threads", "1", "--seeds", "0,1", *words])
+
+
+def rows(text):
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {line[0]: line for line in lines}
+
+
+@pytest.mark.slow
+def test_both_tables_with_resume_and_rows_for_what_is_missing(tables, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "TUNERS", ("linear", "not_there_yet"))
+    monkeypatch.setattr(tables, "STREAM_ONLY", ("ncm",))
+    call(tables, tmp_path, "--epochs", "1")
+    text = capsys.readouterr().out
+    transfer, split = text.split("Split CIFAR-100, 1 epochs, seeds 0,1:")
+    assert "skipped: there is no such strategy yet" in "".join(rows(transfer)["`not_there_yet`"])
+    linear = rows(transfer)["`linear`"]
+    assert float(linear[1]) in (1e-3, 3e-3, 9e-3) and "±" in linear[2] and linear[3:5] == ["330", "1.19"]
+    assert rows(split)["`ncm`"][5] == "0" and "`finetune mask=current`" in rows(split)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    tuned = [path for path in made if "transfer.digits-tune" in str(path)]
+    assert len(tuned) == 3 and len(made) == 3 + 2 + 3 * 2
+    call(tables, tmp_path, "--epochs", "1")
+    assert capsys.readouterr().out == text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == made
+
+
+def test_the_rate_is_chosen_on_training_images_by_seed_0(tables, tmp_path, monkeypatch):
+    asked = []
+
+    def run(**options):
+        asked.append(options)
+        if options["lr"] < 2e-3:
+            raise RunFailed("the loss is nan")
+        return SimpleNamespace(metrics={"average_accuracy": 0.5})
+
+    monkeypatch.setattr(tables.clsim, "run", run)
+    bench = tables.Bench({"scenario": "transfer", "out": tmp_path}, (5, 6))
+    assert bench.best_rate(tables.Method("linear")) == {"lr": 3e-3}, "the lower one of equals"
+    assert [(each["seed"], each["scenario.split"]) for each in asked] == [(0, "tune")] * 3
+    with pytest.raises(RunFailed, match="none of the learning rates works"):
+        monkeypatch.setattr(tables, "RATES", (0.1,))
+        bench.best_rate(tables.Method("linear"))
+
+
+def test_only_takes_names_of_the_tables(tables, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call(tables, tmp_path, "--only", "lorra")
+    assert "--only lorra" in capsys.readouterr().err
