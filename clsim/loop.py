@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -167,7 +167,9 @@ class Loop:
     def _batch(self, rows: NDArray[np.int64], replayed: int, name: str) -> Batch:
         """An augmented batch for this step; `name` is that of the random stream."""
         how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
-        return self.train_loader.train(rows, how, rng.generator(self.state.seed, name, self.state.step), replayed)
+        batch = self.train_loader.train(rows, how, rng.generator(self.state.seed, name, self.state.step), replayed)
+        assert self.state.experience is not None
+        return replace(batch, task=self.state.experience.task_label)
 
     def _replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
         """A batch of remembered rows alone, for parts that learn them beside the step's own batch."""
@@ -193,7 +195,8 @@ class Loop:
         for allowed in dict.fromkeys(together):
             group = [column for column, classes in zip(columns, together, strict=True) if classes == allowed]
             rows = np.sort(np.concatenate([column.rows for column in group]))
-            predicted = predict_rows(s.learner, self.test_loader, rows, allowed, self._autocast)
+            task = group[0].task_label  # in the task protocol, classes tell the tasks apart
+            predicted = predict_rows(s.learner, self.test_loader, rows, allowed, self._autocast, task)
             for column in group:
                 self._raise("before_eval_exp")
                 own = predicted[np.searchsorted(rows, column.rows)]
@@ -221,13 +224,14 @@ def predict_rows(
     rows: NDArray[np.int64],
     allowed: Sequence[int],
     autocast: Callable[[], AbstractContextManager[object]],
+    task: int | None = None,
 ) -> NDArray[np.int64]:
     """The class, among `allowed`, that the learner gives each of (n,) rows of the loader's table."""
     classes = torch.tensor(allowed, device=loader.device)
     predicted = []
     for count, batch in loader.unlabelled(rows, EVAL_BATCH):
         with autocast():
-            logits = learner(batch).float()
+            logits = learner(replace(batch, task=task)).float()
         predicted.append(classes[logits[:count, classes].argmax(dim=1)].cpu())
     return torch.cat(predicted).numpy()
 

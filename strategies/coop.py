@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from clsim import Strategy
-from clsim.data.batches import Batch
-from clsim.parts.text import cosine_logits
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
+from clsim.parts.tuned import BankFeatures, TextClassifier
 
 
-class ContextClassifier(nn.Module):
-    """Image features from the bank against class names in a learned context."""
+class ContextClasses(nn.Module):
+    """Class names in a learned context."""
 
     def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoOp") -> None:
         super().__init__()
@@ -20,23 +19,9 @@ class ContextClassifier(nn.Module):
         copies = (len(class_names),) if how.class_specific else ()
         self.context = new_context(text, how.context_length, how.init, copies)
         self.class_specific = how.class_specific
-        self.scale = text.logit_scale
-        self.kept: Tensor | None = None  # class features, until the context moves
 
-    def train(self, mode: bool = True) -> "ContextClassifier":
-        self.kept = None
-        return super().train(mode)
-
-    def classes(self) -> Tensor:
-        """(K,E) features of the classes."""
-        if self.training or self.kept is None:
-            found = self.prompted.each(self.context) if self.class_specific else self.prompted(self.context[None])[0]
-            self.kept = None if self.training else found
-            return found
-        return self.kept
-
-    def forward(self, batch: Batch) -> Tensor:
-        return cosine_logits(batch.features, self.classes(), self.scale)
+    def forward(self) -> Tensor:
+        return self.prompted.each(self.context) if self.class_specific else self.prompted(self.context[None])[0]
 
 
 @dataclass(kw_only=True)
@@ -76,4 +61,5 @@ class CoOp(Strategy):
         return {"features"}
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
-        return ContextClassifier(backbone.text, info.class_names, self)
+        texts = ContextClasses(backbone.text, info.class_names, self)
+        return TextClassifier(BankFeatures(), texts, backbone.text.logit_scale)

@@ -21,6 +21,7 @@ class Batch:
     labels: Tensor | None = None  # (B,)
     rows: NDArray[np.int64] | None = None  # (B,) rows of the training table
     domains: Tensor | None = None  # (B,)
+    task: int | None = None  # only where the protocol reveals it
     replayed: int = 0  # how many at the end of the batch were not in the stream's rows
 
     def __len__(self) -> int:
@@ -31,9 +32,9 @@ class Batch:
         """Batches of one image each."""
         for i in range(len(self)):
             one = slice(i, i + 1)
-            columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "replayed"}
+            columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "replayed")}
             cut = {name: None if column is None else column[one] for name, column in columns.items()}
-            yield Batch(**cut, replayed=int(i >= len(self) - self.replayed))
+            yield Batch(**cut, task=self.task, replayed=int(i >= len(self) - self.replayed))
 
 
 class Loader:

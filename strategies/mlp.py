@@ -1,0 +1,31 @@
+"""A deeper head on the frozen tower."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from clsim import Strategy
+from clsim.parts.heads import MlpHead
+from clsim.parts.tuned import BankFeatures, Headed
+
+
+@dataclass(kw_only=True)
+class Mlp(Strategy):
+    """MLP-k: a head of k layers on the frozen tower's features, as in Jia et al. 2022, arXiv:2203.12119, section 4.1."""
+
+    lr: float = 1e-3  # learning rate
+    layers: int = 3  # k; between two layers stand ReLU and batch normalisation
+    hidden: int = 256  # features of the hidden layers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low in (("layers", 2), ("hidden", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return Headed(BankFeatures(), MlpHead(backbone.image.out_dim, self.hidden, self.layers, info.num_classes))

@@ -1,0 +1,37 @@
+"""TinyTL (Cai et al. 2020, arXiv:2007.11622)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from clsim import Strategy
+from clsim.backbones.towers import Tower
+from clsim.errors import RequestError
+from clsim.parts.tuned import tuned
+from clsim.parts.tuners import LiteResiduals, free_biases
+
+
+@dataclass(kw_only=True)
+class TinyTl(Strategy):
+    """TinyTL: biases learn, and small residual branches beside the blocks. Cai et al. 2020, arXiv:2007.11622.
+
+    Made for convolutional networks: here the branches run on the grid of patches, beside every block but the last.
+    """
+
+    lr: float = 1e-3  # learning rate
+    groups: int = 8  # of the branches' convolution; divides the features of a token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, not {self.groups}")
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        def tune(tower: Tower) -> LiteResiduals:
+            free_biases(tower)
+            if tower.width % self.groups:
+                raise RequestError(f"groups={self.groups} does not divide the {tower.width} features of a token")
+            return LiteResiduals(tower, self.groups)
+
+        return tuned(backbone, info, "image", tune)
