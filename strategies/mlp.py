@@ -12,7 +12,7 @@ from clsim.parts.tuned import BankFeatures, Headed
 
 @dataclass(kw_only=True)
 class Mlp(Strategy):
-    """MLP-k: a head of k layers on the frozen tower's features, as in Jia et al. 2022, arXiv:2203.12119, section 4.1."""
+    """MLP-k: a head of k layers on the features of the frozen tower. Jia et al. 2022, arXiv:2203.12119, section 4.1."""
 
     lr: float = 1e-3  # learning rate
     layers: int = 3  # k; between two layers stand ReLU and batch normalisation

@@ -13,7 +13,7 @@ from clsim.parts.tuners import EncodedPairs, Prefix, key_width
 
 @dataclass(kw_only=True)
 class PrefixTuning(Strategy):
-    """Prefix tuning: extra keys and values in every block, from a small network. Li and Liang 2021, arXiv:2101.00190."""
+    """Prefix tuning: extra keys and values in each block, from a small network. Li and Liang 2021, arXiv:2101.00190."""
 
     lr: float = 1e-3  # learning rate
     prefix_length: int = 10  # keys and values in each block

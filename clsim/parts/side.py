@@ -1,5 +1,7 @@
 """Side-tuning: a small network beside a frozen tower."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ class SideNetwork(nn.Module):
         super().__init__()
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             # norms of groups of channels: a batch's would let its images see each other
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)

@@ -1,0 +1,363 @@
+"""Tuners: what they change at first, how many parameters they have, what learns, and what folds away."""
+
+import warnings
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from clsim import plugins
+from clsim.backbones.load import Backbone, load_backbone
+from clsim.backbones.towers import PLAIN, Sites
+from clsim.backbones.vit import VisionTower
+from clsim.data.batches import Batch
+from clsim.data.streams import Info
+from clsim.data.transforms import Pixels
+from clsim.errors import RequestError
+from clsim.parts import tuners
+from clsim.parts.heads import MlpHead
+from clsim.parts.side import SideTuned
+
+WIDTH, DEPTH, CLASSES = 32, 2, 3  # vit_nano, and the towers of clip_nano; both have MLPs four times as wide
+INFO = Info(("arrow", "striped star", "ring"), (), "class", 2)
+ON_BOTH = ["bias", "adapter", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "lora"]
+ON_IMAGES = ["partial", "tinytl", "vpt_shallow", "vpt_deep", "ssf", "side"]
+FROZEN = [name for name in ON_BOTH + ON_IMAGES if name not in ("bias", "partial", "tinytl")]
+
+
+def make(name, backbone="vit_nano", **fields):
+    torch.manual_seed(0)
+    loaded = load_backbone(backbone)
+    strategy = plugins.load("strategies", name)(**fields)
+    learner = strategy.build(loaded, INFO)
+    return strategy, loaded, learner
+
+
+def batch_for(backbone, count=4):
+    images = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return Batch(images, backbone.image(images), torch.arange(count) % CLASSES)
+
+
+def trainable(module):
+    return {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}
+
+
+# at first
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "ssf", "tinytl", "bias", "partial"])
+def test_at_first_the_tower_is_as_it_was(name):
+    _, backbone, learner = make(name)
+    batch = batch_for(backbone)
+    with torch.no_grad():
+        assert torch.allclose(learner.images(batch), load_backbone("vit_nano").image(batch.images), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "bias"])
+def test_at_first_the_text_tower_is_as_it_was(name):
+    _, _, learner = make(name, "clip_nano", tower="text")
+    said = load_backbone("clip_nano").text([f"a photo of a {c}." for c in INFO.class_names])
+    with torch.no_grad():
+        assert torch.allclose(learner.texts(), said, atol=1e-6)
+
+
+def test_side_tuning_begins_in_the_middle_and_at_weight_1_is_the_tower():
+    _, backbone, learner = make("side")
+    batch, side = batch_for(backbone), learner.images
+    with torch.no_grad():
+        base = backbone.image(batch.images)
+        assert torch.allclose(side(batch), (base + side.sides[0](batch.images)) / 2, atol=1e-6)
+        side.weights[0].fill_(torch.inf)
+        assert torch.allclose(side(batch), base, atol=1e-6)
+
+
+# how many
+
+
+HEAD = (WIDTH + 1) * CLASSES
+COUNTS = {
+    # biases of a block: qkv, proj, fc1, fc2 and two norms; of the embedding and of the last norm
+    "bias": DEPTH * (3 + 1 + 4 + 1 + 2) * WIDTH + 2 * WIDTH,
+    "partial": 12 * WIDTH**2 + 13 * WIDTH + 2 * WIDTH,
+    "adapter": 2 * DEPTH * (2 * WIDTH * 16 + 16 + WIDTH),
+    "lora": DEPTH * 4 * (WIDTH + 3 * WIDTH),
+    "ssf": 2 * (DEPTH * (3 + 1 + 4 + 1 + 2) + 2) * WIDTH,
+    "vpt_shallow": 10 * WIDTH,
+    "vpt_deep": DEPTH * 10 * WIDTH,
+    "prompt_tuning": 10 * WIDTH,
+    "p_tuning_v2": DEPTH * 2 * 10 * WIDTH,
+    "prefix_tuning": 10 * WIDTH + (WIDTH + 1) * 64 + (64 + 1) * DEPTH * 2 * WIDTH,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_trainable_parameters_are_as_many_as_the_formula_says(name):
+    _, _, learner = make(name)
+    assert sum(trainable(learner).values()) == COUNTS[name] + HEAD
+
+
+def test_trainable_parameters_of_the_networks():
+    width, hidden = WIDTH, 8
+    directions = 2 * 4 * hidden  # of an LSTM's layer: four gates each way
+    lstm = directions * (width + hidden + 2) + directions * (2 * hidden + hidden + 2)
+    mlp = (2 * hidden + 1) * 2 * hidden + (2 * hidden + 1) * width
+    _, _, learner = make("p_tuning", hidden=hidden, prompt_length=5)
+    assert sum(trainable(learner).values()) == 5 * width + lstm + mlp + HEAD
+    _, _, learner = make("tinytl", groups=8)
+    lite = width * width // 8 * 9 + width * width + 4 * width
+    assert sum(trainable(learner).values()) == COUNTS["bias"] + (DEPTH - 1) * lite + HEAD
+
+
+@pytest.mark.parametrize("name", ON_BOTH)
+def test_on_text_there_is_no_head_and_both_towers_count_twice(name):
+    numbers = {where: sum(trainable(make(name, "clip_nano", tower=where)[2]).values()) for where in ("text", "both")}
+    image = sum(trainable(make(name, "clip_nano")[2].images).values())
+    assert numbers["both"] == image + numbers["text"]
+
+
+# what learns
+
+
+def gradients(learner, batch):
+    nn.functional.cross_entropy(learner(batch), batch.labels).backward()
+    return {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("name", ON_BOTH + ON_IMAGES)
+def test_gradients_reach_all_and_only_what_it_trains(name):
+    _, backbone, learner = make(name)
+    optimizer = torch.optim.SGD(learner.parameters(), 0.1)
+    batch = batch_for(backbone)
+    gradients(learner, batch)
+    optimizer.step()  # what stands behind a zero gets its first gradient when the zero has moved
+    optimizer.zero_grad()
+    wanted = set(trainable(learner))
+    assert gradients(learner, batch) == wanted
+    assert not [n for n in wanted if "tower" in n] or name not in FROZEN
+
+
+@pytest.mark.parametrize("name", ON_BOTH)
+def test_gradients_reach_the_text_tower_s_tuner(name):
+    _, backbone, learner = make(name, "clip_nano", tower="text")
+    optimizer = torch.optim.SGD(learner.parameters(), 0.1)
+    batch = batch_for(backbone)
+    gradients(learner, batch)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert gradients(learner, batch) == set(trainable(learner))
+
+
+def test_the_first_gradient_of_an_adapter_reaches_its_weights():
+    """With both layers at zero only the second bias would ever get one."""
+    _, backbone, learner = make("adapter")
+    reached = gradients(learner, batch_for(backbone))
+    assert {f"images.sites.up.{i}.weight" for i in range(2 * DEPTH)} <= reached
+
+
+def test_adam_leaves_the_networks_of_other_tasks_alone():
+    side = SideTuned(load_backbone("vit_nano").image, 4, networks=2)
+    head, batch = nn.Linear(WIDTH, CLASSES), batch_for(load_backbone("vit_nano"))
+    side.turn_to(0)
+    for task in (0, 1):
+        side.turn_to(task)
+        optimizer = torch.optim.Adam([p for p in side.parameters() if p.requires_grad], 0.1)
+        before = [p.clone() for p in side.sides[1 - task].parameters()] + [side.weights[1 - task].clone()]
+        for _ in range(2):
+            optimizer.zero_grad()
+            head(side(Batch(batch.images, task=task))).square().sum().backward()
+            optimizer.step()
+        after = [*side.sides[1 - task].parameters(), side.weights[1 - task]]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_task_s_images_are_seen_by_its_own_network():
+    side = SideTuned(load_backbone("vit_nano").image, 4, networks=2)
+    images = batch_for(load_backbone("vit_nano")).images
+    with torch.no_grad():
+        first, second = (side(Batch(images, task=task)) for task in (0, 1))
+        assert not torch.allclose(first, second)
+        side.turn_to(1)
+        assert torch.equal(side(Batch(images)), second)
+
+
+# tokens
+
+
+class Lengths(Sites):
+    """Notes how many tokens each block is given by another tuner."""
+
+    def __init__(self, inner):
+        self.inner, self.seen = inner, []
+
+    def enter(self, block, tokens):
+        tokens = self.inner.enter(block, tokens)
+        self.seen.append(tokens.shape[1])
+        return tokens
+
+
+@pytest.mark.parametrize("name", ["vpt_shallow", "vpt_deep", "prompt_tuning", "p_tuning"])
+def test_prompts_are_replaced_and_never_stacked(name):
+    _, backbone, learner = make(name, prompt_length=5)
+    watch = Lengths(learner.images.sites)
+    with torch.no_grad():
+        backbone.image(batch_for(backbone).images, watch)
+    assert watch.seen == [17 + 5] * DEPTH
+
+
+def test_deep_prompts_equal_the_paper_s_arithmetic():
+    """Behind each block its prompts' outputs are dropped and the next block's own are put there: by timm's blocks."""
+    _, backbone, learner = make("vpt_deep", prompt_length=3)
+    images, vit = batch_for(backbone).images, backbone.image.vit
+    with torch.no_grad():
+        tokens = backbone.image.embed(images)
+        for prompts, block in zip(learner.images.sites.tokens.tokens, vit.blocks, strict=True):
+            tokens = block(torch.cat([tokens[:, :1], prompts.expand(4, -1, -1), tokens[:, 1:]], dim=1))
+            tokens = torch.cat([tokens[:, :1], tokens[:, 4:]], dim=1)
+        assert torch.allclose(learner.images(Batch(images)), vit.norm(tokens)[:, 0], atol=1e-5)
+
+
+def test_prompts_are_not_averaged_into_the_feature():
+    torch.manual_seed(0)
+    vit = VisionTransformer(16, 4, embed_dim=32, depth=2, num_heads=2, num_classes=0, global_pool="avg")
+    averaging = VisionTower(vit, Pixels(16))
+    prompts = tuners.Prompts(tuners.Tokens(1, 2, 32, 0.5))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        tokens = torch.cat([averaging.embed(images), prompts.tokens()[0].expand(2, -1, -1)], dim=1)
+        outputs = averaging.vit.norm(averaging.vit.blocks(tokens))
+        start = averaging.vit.num_prefix_tokens
+        expected = averaging.vit.fc_norm(outputs[:, start : tokens.shape[1] - 2].mean(1))
+        assert torch.allclose(averaging(images, prompts), expected, atol=1e-5)
+
+
+def test_visual_prompts_start_within_the_published_bound():
+    _, _, learner = make("vpt_shallow", prompt_length=200)
+    bound = (6 / (3 * 4**2 + WIDTH)) ** 0.5
+    assert learner.images.sites.tokens.tokens.abs().max().item() == pytest.approx(bound, rel=0.01)
+
+
+# folding away
+
+
+def test_encoded_tokens_and_pairs_fold_into_plain_ones():
+    torch.manual_seed(0)
+    for recurrent in (True, False):
+        encoded = tuners.EncodedTokens(5, WIDTH, 8, recurrent)
+        assert torch.allclose(encoded(), encoded.folded()(), atol=1e-5)
+    backbone = load_backbone("vit_nano")
+    pairs = tuners.EncodedPairs(DEPTH, 4, WIDTH, 8)
+    images = batch_for(backbone).images
+    with torch.no_grad():
+        learned, folded = (backbone.image(images, tuners.Prefix(source)) for source in (pairs, pairs.folded()))
+    assert torch.allclose(learned, folded, atol=1e-5)
+
+
+def test_low_rank_additions_merge_into_the_weights():
+    torch.manual_seed(0)
+    tower = load_backbone("vit_nano").image
+    targets = ("qkv", "proj", "fc1", "fc2")
+    lora = tuners.LowRank(tower.layers, 2, 4.0, targets)
+    for b in lora.b:
+        nn.init.normal_(b)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        learned = tower(images, lora)
+        for i, layer in enumerate(tower.layers):
+            for name in targets:
+                weight = layer.weights(name)[0]
+                weight.copy_(lora.merged(i, name, weight))
+        assert torch.allclose(tower(images, PLAIN), learned, atol=1e-5)
+
+
+# against peft
+
+
+@pytest.fixture(scope="module")
+def peft():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that it imports
+        return pytest.importorskip("peft")
+
+
+def test_p_tuning_s_encoder_equals_peft_s(peft):
+    config = peft.PromptEncoderConfig(
+        peft_type="P_TUNING", task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5, token_dim=WIDTH, encoder_hidden_size=8,
+        num_transformer_submodules=1, encoder_reparameterization_type="LSTM", encoder_num_layers=2, encoder_dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs, ours = peft.PromptEncoder(config), tuners.EncodedTokens(5, WIDTH, 8, recurrent=True)
+    ours.embeddings.data.copy_(theirs.embedding.weight)
+    ours.lstm.load_state_dict(theirs.lstm_head.state_dict())
+    ours.mlp.load_state_dict(theirs.mlp_head.state_dict())
+    assert torch.allclose(ours(), theirs(torch.arange(5)[None]), atol=1e-5)
+
+
+def test_prefix_tuning_s_encoder_equals_peft_s(peft):
+    config = peft.PrefixTuningConfig(
+        peft_type="PREFIX_TUNING", task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5, token_dim=WIDTH, num_layers=DEPTH,
+        num_transformer_submodules=1, prefix_projection=True, encoder_hidden_size=8, num_attention_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs, ours = peft.PrefixEncoder(config), tuners.EncodedPairs(DEPTH, 5, WIDTH, 8)
+    ours.embeddings.data.copy_(theirs.embedding.weight)
+    ours.network.load_state_dict(theirs.transform.state_dict())
+    made = theirs(torch.arange(5)[None])[0].view(5, DEPTH, 2, WIDTH).permute(1, 2, 0, 3)
+    assert torch.allclose(ours(), made, atol=1e-5)
+
+
+def test_low_rank_additions_equal_peft_s(peft):
+    torch.manual_seed(0)
+    tower = load_backbone("vit_nano").image
+    lora = tuners.LowRank(tower.layers, 2, 6.0, ("qkv", "fc1"))
+    for b in lora.b:
+        nn.init.normal_(b)
+    images = torch.randn(2, 3, 16, 16)
+    ours = tower(images, lora)
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["qkv", "fc1"], lora_dropout=0.0)
+    model = peft.get_peft_model(load_backbone("vit_nano").image.vit, config)
+    for i, block in enumerate(model.base_model.model.blocks):
+        for j, layer in enumerate((block.attn.qkv, block.mlp.fc1)):
+            layer.lora_A["default"].weight.data.copy_(lora.a[2 * i + j])
+            layer.lora_B["default"].weight.data.copy_(lora.b[2 * i + j])
+    assert torch.allclose(ours, model(images), atol=1e-5)
+
+
+# heads, refusals
+
+
+def test_a_deep_head_learns_from_a_batch_of_one_and_scores_each_image_alone():
+    torch.manual_seed(0)
+    head = MlpHead(WIDTH, 8, 3, CLASSES)
+    x = torch.randn(6, WIDTH)
+    head(x[:1]).sum().backward()
+    head(x)
+    head.eval()
+    assert torch.allclose(head(x)[2:3], head(x[2:3]), atol=1e-6)
+    assert [type(layer).__name__ for layer in head.body] == ["Linear", "ReLU", "BatchNorm"] * 2
+
+
+def test_a_tower_without_text_or_blocks_is_refused():
+    with pytest.raises(RequestError, match="vit_nano has none. clip_micro and clip:<model>/<tag>"):
+        make("lora", tower="text")
+    opaque = Backbone("resnet", type("Opaque", (nn.Module,), {"layers": []})())
+    with pytest.raises(RequestError, match="no transformer"):
+        plugins.load("strategies", "adapter")().build(opaque, INFO)
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("lora", {"rank": 0}, "rank must be at least 1"),
+        ("lora", {"targets": ("qvk",)}, "did you mean 'qkv'"),
+        ("vpt_deep", {"prompt_length": 0}, "prompt_length must be at least 1"),
+        ("mlp", {"layers": 1}, "layers must be at least 2"),
+        ("p_tuning", {"hidden": 0}, "hidden must be at least 1"),
+        ("partial", {"blocks": 3}, "blocks=3 is more than the 2"),
+        ("tinytl", {"groups": 5}, "groups=5 does not divide the 32"),
+    ],
+)
+def test_fields_out_of_range_are_refused(name, fields, message):
+    with pytest.raises((ValueError, RequestError), match=message):
+        make(name, **fields)
