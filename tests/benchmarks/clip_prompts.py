@@ -23,7 +23,7 @@ from clsim.data.transforms import Pixels
 
 # Office-Home's are as long: one or two words
 WORDS = "alarm bottle bed bike bucket calendar candle chair clock computer couch curtain desk drill fan".split()  # noqa: SIM905
-NAMES = tuple([*WORDS, *(f"{WORDS[i % 15]} {WORDS[i % 13]}" for i in range(50))])
+NAMES = (*WORDS, *(f"{WORDS[i % 15]} {WORDS[i % 13]}" for i in range(50)))
 
 
 class Plain(nn.Module):
