@@ -77,6 +77,14 @@ class RunConfig:
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
+    def make_strategy(self) -> Any:
+        """The strategy with these fields. Raises RequestError if they do not fit it."""
+        return make(plugins.load("strategies", self.strategy), self.strategy_fields, self.strategy)
+
+    def make_scenario(self) -> Any:
+        """The scenario with these fields. Raises RequestError if they do not fit it."""
+        return make(plugins.load("scenarios", self.scenario), self.scenario_fields, self.scenario)
+
     def directory(self, variant: str, digest: str) -> Path:
         """The run directory; `variant` joins the scenario's name, `digest` comes from `hash`."""
         scenario = ".".join(filter(None, (plugins.label(self.scenario), variant)))

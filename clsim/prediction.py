@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clsim import checkpoint, config, plugins
+from clsim import checkpoint, config
 from clsim.backbones.load import load_backbone
-from clsim.data.batches import Batch
+from clsim.data.batches import Batch, filled_up
 from clsim.data.streams import Info
 from clsim.data.transforms import evaluation
 from clsim.learner import build_learner
@@ -21,7 +21,7 @@ class Predictor:
     def __init__(self, directory: Path) -> None:
         """Raises RequestError if the backbone's weights are no longer to be had."""
         asked = config.RunConfig.from_toml((directory / "config.toml").read_text())
-        strategy = config.make(plugins.load("strategies", asked.strategy), asked.strategy_fields, asked.strategy)
+        strategy = asked.make_strategy()
         backbone = load_backbone(asked.backbone, asked.weights)
         saved = checkpoint.load(directory / "checkpoint")
         info = Info(**saved["info"])
@@ -42,9 +42,8 @@ class Predictor:
         """(N,3,H,W) uint8 -> (N, num_classes), of every class whether it was learned or not."""
         found = []
         for start in range(0, len(images), EVAL_BATCH):
-            chosen = torch.from_numpy(np.ascontiguousarray(images[start : start + EVAL_BATCH]))
-            padded = chosen[torch.arange(EVAL_BATCH).clamp(max=len(chosen) - 1)]  # as in evaluation
-            pixels = evaluation(padded, self.pixels)
+            chosen = images[start : start + EVAL_BATCH]
+            pixels = evaluation(torch.from_numpy(filled_up(chosen, EVAL_BATCH)), self.pixels)
             features = None if self.tower is None else self.tower(pixels).float()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                 found.append(self.learner(Batch(pixels, features)).float()[: len(chosen)])

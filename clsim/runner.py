@@ -122,8 +122,7 @@ class Job:
     def prepare(cls, wanted: RunConfig) -> "Job":
         """Make strategy, backbone and benchmark. Raises RequestError for whatever cannot be had."""
         settled = _resolve(wanted)
-        strategy = config.make(plugins.load("strategies", settled.strategy), settled.strategy_fields, settled.strategy)
-        scenario = config.make(plugins.load("scenarios", settled.scenario), settled.scenario_fields, settled.scenario)
+        strategy, scenario = settled.make_strategy(), settled.make_scenario()
         backbone = load_backbone(settled.backbone, settled.weights)
         if strategy.needs_text and backbone.text is None:
             raise RequestError(

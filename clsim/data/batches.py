@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ class Batch:
     labels: Tensor | None = None  # (B,)
     rows: NDArray[np.int64] | None = None  # (B,) rows of the training table
     domains: Tensor | None = None  # (B,)
-    task: int | None = None  # only where the protocol reveals it
     replayed: int = 0  # how many at the end of the batch were not in the stream's rows
+    task: int | None = None  # only where the protocol reveals it
 
     def __len__(self) -> int:
         given = self.images if self.images is not None else self.features
@@ -70,7 +71,7 @@ class Loader:
         """
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
-            padded = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+            padded = filled_up(chosen, size)
             images = evaluation(self._pixels(padded), self.pixels) if "images" in self.reads else None
             yield len(chosen), Batch(images, self._features(padded))
 
@@ -84,4 +85,9 @@ class Loader:
         table = self.table
         domains = None if table.domains is None else torch.from_numpy(table.domains[rows]).to(self.device)
         labels = torch.from_numpy(table.labels[rows]).to(self.device)
-        return Batch(None, self._features(rows), labels, rows, domains, replayed)
+        return Batch(None, self._features(rows), labels, rows, domains, replayed=replayed)
+
+
+def filled_up(items: NDArray[Any], size: int) -> NDArray[Any]:
+    """(n, ...) items -> (size, ...), the last one repeated: evaluation keeps every batch of one size."""
+    return np.take(items, np.arange(size).clip(max=len(items) - 1), axis=0)
