@@ -1,5 +1,6 @@
 """What pretrainings share: optimizers, the learning rate, steps, checkpoints."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -104,7 +105,7 @@ class Trainer:
 
     def _resume(self) -> None:
         saved = checkpoint.load(self.out)
-        if saved["recipe"] != asdict(self.recipe):
+        if saved["recipe"] != json.loads(json.dumps(asdict(self.recipe))):  # JSON has no tuples
             raise RequestError(f"{self.out} holds a pretraining with another recipe: {saved['recipe']}")
         self.modules.load_state_dict(saved["modules"])
         for opt, state in zip(self.optimizers, saved["optimizers"], strict=True):
