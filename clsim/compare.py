@@ -5,7 +5,7 @@ import io
 import json
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ METRICS = (
     "backward_transfer",
     "learning_accuracy",
 )
+ADAPTATION = ("target_accuracy", "target_class_mean", "target_test_accuracy", "source_accuracy", "adaptation_gain")
+BASELINE = "source_only"  # what adaptation is measured against where there is no zero-shot classifier
 # of each run: its summary's costs, and trainable parameters in % of the backbone's
 COSTS = (
     "trainable_parameters",
@@ -66,6 +68,12 @@ class Finished:
         return {**cost, **self.summary["metrics"], **self.summary}
 
     @property
+    def gained(self) -> str:
+        """Equal for runs of adaptation that one source_only run is the measure of."""
+        names = [self.summary[name] for name in ("scenario", "backbone", "seed")]
+        return json.dumps([names, self.scenario_settings], sort_keys=True)
+
+    @property
     def key(self) -> str:
         """Equal for runs that differ only in their seed."""
         names = [self.summary[name] for name in ("scenario", "strategy", "backbone")]
@@ -79,6 +87,11 @@ class Group:
     scenario: str
     strategy: str
     runs: tuple[Finished, ...]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The metrics that tell about its scenario, the most important first."""
+        return ADAPTATION if "target_accuracy" in self.runs[0].figures else METRICS
 
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it has no meaning."""
@@ -97,7 +110,7 @@ def report(paths: Sequence[Path], style: str = "table") -> str:
     Raises RequestError where there is no run.
     """
     finished, unfinished = find(paths)
-    groups = group(finished)
+    groups = group(_with_gains(finished))
     if style == "csv":
         return _csv(groups)
     blocks = [_markdown(groups)] if style == "md" and groups else []
@@ -120,6 +133,19 @@ def find(paths: Iterable[Path]) -> tuple[list[Finished], list[Path]]:
             directories.setdefault(directory.resolve(), directory)
     finished = [path for path in directories.values() if (path / "summary.json").exists()]
     return [Finished.read(path) for path in finished], [path for path in directories.values() if path not in finished]
+
+
+def _with_gains(runs: Sequence[Finished]) -> list[Finished]:
+    """The runs, their adaptation_gain taken against a run that learned from the source alone where they have none."""
+    measure = {run.gained: run.figures.get("target_accuracy") for run in runs if run.summary["strategy"] == BASELINE}
+    found = []
+    for run in runs:
+        own, base = run.figures.get("target_accuracy"), measure.get(run.gained)
+        if own is not None and base is not None and run.figures.get("adaptation_gain") is None:
+            summary = run.summary | {"metrics": run.summary["metrics"] | {"adaptation_gain": own - base}}
+            run = replace(run, summary=summary)
+        found.append(run)
+    return found
 
 
 def group(runs: Iterable[Finished]) -> list[Group]:
@@ -145,7 +171,7 @@ def group(runs: Iterable[Finished]) -> list[Group]:
         texts = (strategy, *settings_text, *([f"#{first.summary['config_hash']}"] if twin else []))
         members = sorted(members, key=lambda run: int(run.summary["seed"]))
         groups.append(Group(" ".join((scenario, *scenario_text)), " ".join(texts), tuple(members)))
-    return sorted(groups, key=lambda each: (each.scenario, -(each.mean("average_accuracy") or 0.0)))
+    return sorted(groups, key=lambda each: (each.scenario, -(each.mean(each.measures[0]) or 0.0)))
 
 
 def _distinct(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
@@ -161,10 +187,15 @@ def _distinct(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str
 # tables
 
 
-def _cells(each: Group) -> dict[str, str]:
-    """Heading -> text, for people."""
+def _measures(groups: Sequence[Group]) -> list[str]:
+    """The metrics of one or the other of the groups."""
+    return list(dict.fromkeys(name for each in groups for name in each.measures))
+
+
+def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
+    """Heading -> text, for people; `names` are those of the metrics."""
     cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
-    for name in METRICS:
+    for name in names:
         cells[f"{name.replace('_', ' ')} %"] = _percent(each.values(name))
     for heading, name, form in (
         ("trainable parameters", "trainable_parameters", "{:,.0f}"),
@@ -190,7 +221,7 @@ def _percent(values: Sequence[float]) -> str:
 
 def _table(groups: Sequence[Group]) -> str:
     """Aligned columns; headings run down, one word a line."""
-    rows = [_cells(each) for each in groups]
+    rows = [_cells(each, _measures(groups)) for each in groups]
     headings = [heading.split() for heading in rows[0]]
     height = max(map(len, headings))
     lines = [[([""] * (height - len(words)) + words)[i] for words in headings] for i in range(height)]
@@ -207,7 +238,7 @@ def _table(groups: Sequence[Group]) -> str:
 
 def _markdown(groups: Sequence[Group]) -> str:
     """One table, with the scenario as a column."""
-    rows = [{"scenario": each.scenario, **_cells(each)} for each in groups]
+    rows = [{"scenario": each.scenario, **_cells(each, _measures(groups))} for each in groups]
     columns = list(rows[0])
     marks = ["---" if name in ("scenario", "strategy", "backbone") else "---:" for name in columns]
     lines = [columns, marks, *([text.replace("|", "\\|") for text in row.values()] for row in rows)]
@@ -220,7 +251,7 @@ def _csv(groups: Sequence[Group]) -> str:
     for each in groups:
         row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
         row["seeds"] = len(each.runs)
-        for name in METRICS:
+        for name in _measures(groups):
             values = each.values(name)
             mean, half = mean_and_interval(values) if values else (None, None)
             row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)

@@ -85,6 +85,7 @@ class State:
     loss: torch.Tensor | None = None  # (*) before_backward: a scalar; regularisers add to it
     correct: list[list[int | None]] = field(default_factory=list)  # the counts so far, see clsim.metrics
     total: list[int] = field(default_factory=list)
+    confusion: NDArray[np.int64] | None = None  # (K,K) counts, class by prediction, of the target in adaptation
     before: bool = False  # whether the first row of `correct` was measured before any training
     metrics: dict[str, float | None] = field(default_factory=dict)  # of `correct`; set before after_eval
     mask: str = "seen"  # classes that the training loss tells apart: the strategy's field

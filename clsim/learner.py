@@ -40,7 +40,7 @@ def _frozen(tower: Tower) -> bool:
 def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
     """The learner's tensors without those of frozen towers, which the backbone's name stands for."""
     frozen: set[str] = set()
-    for prefix, module in learner.named_modules():
+    for prefix, module in learner.named_modules(remove_duplicate=False):  # two parts may share a tower
         if isinstance(module, Tower):
             inside = {f"{prefix}.{name}" for name in module.state_dict()}
             frozen |= inside - {f"{prefix}.{name}" for name, p in module.named_parameters() if p.requires_grad}

@@ -38,7 +38,7 @@ class Loop:
     strategy: Strategy
     benchmark: Benchmark
     train_loader: Loader
-    test_loader: Loader
+    test_loaders: Mapping[str, Loader]  # by the fingerprints of their tables
     state: State
     parts: Sequence[Part]  # after the strategy's own handlers, in this order: its parts, then recorders
     bf16: bool
@@ -143,6 +143,8 @@ class Loop:
         if s.replay is not None:
             rows, replayed = np.concatenate([s.rows, s.replay]), len(s.replay)
         s.batch = self._batch(rows, replayed, "augmentation")
+        if s.experience.unlabelled is not None:
+            s.batch = replace(s.batch, target=self._target(s.experience, s.experience.unlabelled))
         self._raise("before_forward")
         s.logits = self._forward(s.batch)
         self._raise("after_forward")
@@ -171,6 +173,18 @@ class Loop:
         assert self.state.experience is not None
         return replace(batch, task=self.state.experience.task_label)
 
+    def _target(self, experience: Experience, rows: NDArray[np.int64]) -> Batch:
+        """As many target images as the step has source images, from one shuffled pass over the target after another."""
+        s, size = self.state, self.strategy.batch_size
+        passes, places = np.divmod(np.arange(s.step * size, (s.step + 1) * size), len(rows))
+        chosen = np.empty(size, dtype=np.int64)
+        for number in np.unique(passes).tolist():
+            draw = rng.generator(s.seed, "target order", experience.index, number)
+            order = torch.randperm(len(rows), generator=draw).numpy()
+            chosen[passes == number] = rows[order[places[passes == number]]]
+        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        return self.train_loader.target(chosen, how, rng.generator(s.seed, "target augmentation", s.step))
+
     def _replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
         """A batch of remembered rows alone, for parts that learn them beside the step's own batch."""
         return self._batch(rows, len(rows), name)
@@ -191,21 +205,34 @@ class Loop:
         s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         row: list[int | None] = [None] * len(s.total)
         everything = s.seen if s.trained and not self.strategy.scores_unseen else tuple(range(s.info.num_classes))
-        together = [everything if self.benchmark.protocol != "task" else column.classes for column in columns]
-        for allowed in dict.fromkeys(together):
-            group = [column for column, classes in zip(columns, together, strict=True) if classes == allowed]
+        together = [
+            (column.table.fingerprint, everything if self.benchmark.protocol != "task" else column.classes)
+            for column in columns
+        ]
+        for key in dict.fromkeys(together):
+            table, allowed = key
+            group = [column for column, own in zip(columns, together, strict=True) if own == key]
             rows = np.sort(np.concatenate([column.rows for column in group]))
             task = group[0].task_label  # in the task protocol, classes tell the tasks apart
-            predicted = predict_rows(s.learner, self.test_loader, rows, allowed, self._autocast, task)
+            predicted = predict_rows(s.learner, self.test_loaders[table], rows, allowed, self._autocast, task)
             for column in group:
                 self._raise("before_eval_exp")
                 own = predicted[np.searchsorted(rows, column.rows)]
                 row[column.index] = int((own == column.labels).sum())
+                if self.benchmark.protocol == "pair" and column.index == 0:
+                    s.confusion = metrics.confusion(column.labels, own, s.info.num_classes)
                 self._raise("after_eval_exp")
         s.correct.append(row)
-        s.metrics = metrics.measures(s.correct, s.total, before=s.before).values
+        s.metrics = self.measures().values
         self.cost.seconds_evaluation += time.perf_counter() - began
         self._raise("after_eval")
+
+    def measures(self) -> metrics.Measures:
+        """Every measure of the protocol, as far as the run has come."""
+        s = self.state
+        if self.benchmark.protocol == "pair":
+            return metrics.adaptation(s.correct, s.total, s.before, s.confusion, self.strategy.scores_unseen)
+        return metrics.measures(s.correct, s.total, before=s.before)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.train_loader.device.type, torch.bfloat16, enabled=self.bf16)

@@ -92,6 +92,48 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
     return Measures(values, {name: note for name, note in notes.items() if values[name] is None})
 
 
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """(n,) labels and predictions -> (K,K) counts; a row is a class, a column what it was taken for."""
+    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
+
+
+ONE_STEP = "source and target are learned at once; see target_accuracy"
+NO_ZERO_SHOT = "this classifier knows nothing before training; compare it with a source_only run"
+
+
+def adaptation(
+    correct: Counts, total: Sequence[int], before: bool, counts: NDArray[np.int64] | None, text: bool
+) -> Measures:
+    """Measures of unsupervised adaptation, from columns target, target test and source test.
+
+    - target_accuracy: on the target images that were learned from, without their labels (the papers' figure)
+    - target_class_mean: the same, with every class weighing the same; from the (K,K) confusion `counts`
+    - target_test_accuracy, source_accuracy: on images held out of the target and of the source
+    - adaptation_gain: target_accuracy minus that of the row before any training, which is zero-shot classification
+      where `text` says that classes are told apart by their names
+
+    Those of streams are None. Raises ValueError as `accuracy_matrix` does.
+    """
+    last = accuracy_matrix(correct, total)
+    values: dict[str, float | None] = dict.fromkeys(REASONS)
+    notes = dict.fromkeys(REASONS, ONE_STEP)
+    names = ("target_accuracy", "target_test_accuracy", "source_accuracy")
+    values |= {name: float(value) for name, value in zip(names, last[-1], strict=True)}
+    values["target_class_mean"] = None
+    if counts is not None:
+        there = counts.sum(axis=1)
+        values["target_class_mean"] = float((counts.diagonal()[there > 0] / there[there > 0]).mean())
+    else:
+        notes["target_class_mean"] = "the target was not tested"
+    values["adaptation_gain"] = None
+    if before and text:
+        values["adaptation_gain"] = float(last[-1, 0] - last[0, 0])
+    else:
+        notes["adaptation_gain"] = NO_ZERO_SHOT
+    return Measures(values, notes)
+
+
 def _terms(
     rows: NDArray[np.float64], baseline: NDArray[np.float64], total: NDArray[np.float64]
 ) -> Mapping[str, NDArray[np.float64]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from clsim import checkpoint, config, metrics, plugins
+from clsim import checkpoint, config, plugins
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone, load_backbone
@@ -131,9 +131,7 @@ class Job:
             )
         access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
         benchmark = scenario.build(access)
-        digest = settled.hash(
-            backbone.fingerprint(), benchmark.train_table.fingerprint, benchmark.test_table.fingerprint
-        )
+        digest = settled.hash(backbone.fingerprint(), *(table.fingerprint for table in benchmark.tables))
         directory = settled.directory(scenario.variant(), digest)
         return cls(settled, digest, directory, strategy, benchmark, backbone)
 
@@ -186,7 +184,7 @@ class Job:
             self.strategy,
             self.benchmark,
             self._loader(self.benchmark.train_table, bank_tower, device),
-            self._loader(self.benchmark.test_table, bank_tower, device),
+            {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream},
             state,
             [*parts, journal, shown],
             bf16,
@@ -203,7 +201,7 @@ class Job:
     def _finish(self, loop: Loop, journal: Journal) -> None:
         """Write what is read of a finished run; summary.json last."""
         s = loop.state
-        found = metrics.measures(s.correct, s.total, before=s.before)
+        found = loop.measures()
         test = self.benchmark.test_stream
         names = self.benchmark.info.class_names
         matrix = {
@@ -211,7 +209,10 @@ class Job:
             "total": s.total,
             "experiences": [experience.name for experience in test],
             "classes": [[names[c] for c in experience.classes] for experience in test],
+            "before": s.before,
         }
+        if s.confusion is not None:
+            matrix["confusion"] = {"target": s.confusion.tolist()}
         cost = costs(loop, self.backbone)
         summary = {
             "scenario": self.directory.parts[-3],
@@ -275,6 +276,7 @@ def snapshot(loop: Loop, parts: Sequence[Part], journal: Journal) -> dict[str, A
         "correct": s.correct,
         "total": s.total,
         "before": s.before,
+        "confusion": None if s.confusion is None else torch.from_numpy(s.confusion),
         "cost": asdict(loop.cost),
         "peak_memory": peak_memory(),
         "offset": journal.offset(),
@@ -294,6 +296,7 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
     s.seen = tuple(saved["seen"])
     for name in ("trained", "epoch", "step", "correct", "total", "before"):
         setattr(s, name, saved[name])
+    s.confusion = None if saved["confusion"] is None else saved["confusion"].numpy()
     loop.cost = Cost(**saved["cost"])
 
 

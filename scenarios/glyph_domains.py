@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from clsim.data import glyphs
-from clsim.data.glyph_tables import train_and_test
+from clsim.data.glyph_tables import chosen_classes, train_and_test
 from clsim.data.streams import Benchmark, DataAccess, Scenario, domain_incremental
 from clsim.errors import RequestError
 
@@ -27,7 +26,6 @@ class GlyphDomains(Scenario):
 
     def build(self, data: DataAccess) -> Benchmark:
         """An experience for each domain."""
-        held_out = glyphs.HELD_OUT
-        chosen = [c for c in range(100) if self.classes == "all" or (c in held_out) == (self.classes == "held_out")]
+        chosen = chosen_classes(self.classes)
         train, test = train_and_test(chosen, self.domains, self.train_per_class, self.test_per_class)
         return domain_incremental(self, train, test)

@@ -1,7 +1,7 @@
 """Batches: rows of a table as tensors on the device, augmented or clean."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Batch:
     domains: Tensor | None = None  # (B,)
     replayed: int = 0  # how many at the end of the batch were not in the stream's rows
     task: int | None = None  # only where the protocol reveals it
+    target: "Batch | None" = None  # in adaptation: images of the target; it has no labels to give
 
     def __len__(self) -> int:
         given = self.images if self.images is not None else self.features
@@ -33,7 +34,8 @@ class Batch:
         """Batches of one image each."""
         for i in range(len(self)):
             one = slice(i, i + 1)
-            columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "replayed")}
+            names = ("images", "features", "labels", "rows", "domains")
+            columns = {name: getattr(self, name) for name in names}
             cut = {name: None if column is None else column[one] for name, column in columns.items()}
             yield Batch(**cut, task=self.task, replayed=int(i >= len(self) - self.replayed))
 
@@ -55,6 +57,11 @@ class Loader:
         if "images" in self.reads:
             batch = replace(batch, images=augmented(self._pixels(rows), self.pixels, how, generator))
         return batch
+
+    def target(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator) -> Batch:
+        """An unlabelled batch with augmented images; features are of the clean ones."""
+        images = augmented(self._pixels(rows), self.pixels, how, generator) if "images" in self.reads else None
+        return Batch(images, self._features(rows))
 
     def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
         """Labelled batches of `size` rows, in order, not augmented."""

@@ -13,6 +13,11 @@ SEED = 2  # of the scenarios' pictures; clip_micro was pretrained on those of se
 TEST_START = 1 << 20  # index of the first test picture of a class and domain
 
 
+def chosen_classes(which: str) -> list[int]:
+    """Ids of "all" classes, of those that clip_micro has "seen", or of those "held_out" from it."""
+    return [c for c in range(100) if which == "all" or (c in glyphs.HELD_OUT) == (which == "held_out")]
+
+
 def glyph_table(classes: Sequence[int], domains: Sequence[str], per_class: int, test: bool = False) -> ImageTable:
     """`per_class` pictures of each of the classes in each of the domains; class names are those of `classes` alone.
 

@@ -58,6 +58,7 @@ class Benchmark:
     test_stream: tuple[Experience, ...]
     protocol: Protocol
     flip: bool = True  # whether a mirrored image keeps its class
+    domain_names: tuple[str, ...] = ()  # those that strategies are told; none: those of the table
 
     @property
     def train_table(self) -> ImageTable:
@@ -66,14 +67,21 @@ class Benchmark:
 
     @property
     def test_table(self) -> ImageTable:
-        """The table of every test experience."""
+        """The table of the first test experience."""
         return self.test_stream[0].table
+
+    @property
+    def tables(self) -> tuple[ImageTable, ...]:
+        """The training table, then those of the test experiences, each once."""
+        every = [self.train_table, *(experience.table for experience in self.test_stream)]
+        return tuple(table for i, table in enumerate(every) if all(table is not other for other in every[:i]))
 
     @property
     def info(self) -> Info:
         """What strategies are told."""
         table = self.train_table
-        return Info(table.class_names, table.domain_names, self.protocol, len(self.train_stream))
+        domains = self.domain_names or table.domain_names
+        return Info(table.class_names, domains, self.protocol, len(self.train_stream))
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,45 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
     return Benchmark(
         stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol="domain", flip=flip
     )
+
+
+def adaptation(
+    scenario: Scenario, train: ImageTable, test: ImageTable, source: str, target: str, flip: bool = True
+) -> Benchmark:
+    """A labelled source and an unlabelled target, to be learned at once: unsupervised domain adaptation.
+
+    Tested are the target's training images (as published figures are), and test images of the target and of the
+    source. The training table that strategies are given has the label -1 wherever an image is not the source's.
+    Raises RequestError for unknown domains, and for a source that is the target.
+    """
+    _require_same_names(train, test)
+    source, target = (matching_name("domain", name, train.domain_names) for name in (source, target))
+    if source == target:
+        raise RequestError(f"source and target are both {source!r}; there is nothing to adapt to")
+
+    def rows(table: ImageTable, domain: str, count: int | None) -> NDArray[np.int64]:
+        assert table.domains is not None
+        found = first_of_each_class(table, np.flatnonzero(table.domains == table.domain_names.index(domain)), count)
+        if len(found) == 0:
+            raise RequestError(f"no images of domain {domain!r}")
+        return found
+
+    learned, adapted = (rows(train, domain, scenario.train_per_class) for domain in (source, target))
+    hidden = np.full(len(train), -1, dtype=np.int64)
+    hidden[learned] = train.labels[learned]
+    classes = tuple(np.unique(train.labels[learned]).tolist())
+    name = f"{source} > {target}"
+    experience = Experience(0, replace(train, labels=hidden), learned, classes, name, source, unlabelled=adapted)
+    columns = (
+        ("target", train, adapted, target),
+        ("target test", test, rows(test, target, scenario.test_per_class), target),
+        ("source test", test, rows(test, source, scenario.test_per_class), source),
+    )
+    tested = tuple(
+        Experience(i, table, chosen, tuple(np.unique(table.labels[chosen]).tolist()), title, domain)
+        for i, (title, table, chosen, domain) in enumerate(columns)
+    )
+    return Benchmark((experience,), tested, protocol="pair", flip=flip, domain_names=(source, target))
 
 
 def _require_same_names(train: ImageTable, test: ImageTable) -> None:

@@ -155,7 +155,7 @@ def _line(s: State, experiences: int) -> str:
     if experiences <= MATRIX and known:
         row = accuracy_matrix(s.correct[-1:], s.total)[0, : known[-1] + 1]
         parts.append(f"accuracies {' '.join(percent(value, experiences) for value in row)}")
-    return f"{_after(s, experiences)}: {', '.join(parts)}"
+    return f"{_after(s, s.info.num_experiences)}: {', '.join(parts)}"
 
 
 # the final table
@@ -193,7 +193,7 @@ def _table(*headers: str, digits: int = 0) -> Table:
 def _matrix(matrix: dict[str, Any]) -> Table:
     """Accuracies in %, a row after each experience, a column for each tested on."""
     correct, total = matrix["correct"], matrix["total"]
-    before = len(correct) - len(total)  # 1 where the first row was measured before any training
+    before = int(matrix.get("before", len(correct) > len(total)))  # whether row 0 was measured before any training
     digits = len(percent(1.0, len(total)))
     table = _table("after, on (%)", *(str(number) for number in range(1, len(total) + 1)), digits=digits)
     for index, row in enumerate(accuracy_matrix(correct, total)):
@@ -212,11 +212,18 @@ def _first_and_last(matrix: dict[str, Any]) -> Table:
 
 
 def _metrics(metrics: dict[str, float | None], notes: dict[str, str]) -> Table:
-    """Each metric in %, or the reason why it has no meaning."""
+    """Each metric in %, or the reason why it has no meaning; those without it for the same reason on one line."""
     table = _table("metric", "%")
     table.add_column("")
+    reasons: dict[str, list[str]] = {}
     for name, value in metrics.items():
-        table.add_row(name.replace("_", " "), "-" if value is None else f"{100 * value:.2f}", notes.get(name, ""))
+        label = name.replace("_", " ")
+        if value is None:
+            reasons.setdefault(notes.get(name, ""), []).append(label)
+        else:
+            table.add_row(label, f"{100 * value:.2f}", notes.get(name, ""))
+    for reason, labels in reasons.items():
+        table.add_row(labels[0] if len(labels) == 1 else f"{len(labels)} others", "-", reason)
     return table
 
 

@@ -18,15 +18,23 @@ MAX_TICKS = 25  # labels on an axis, and numbers in cells, before they would ove
 MAX_NAME = 28  # characters of an experience's name
 
 
-def accuracy_matrix_figure(correct: Counts, total: Sequence[int], names: Sequence[str], before: bool = False) -> Figure:
+def accuracy_matrix_figure(
+    correct: Counts,
+    total: Sequence[int],
+    names: Sequence[str],
+    before: bool = False,
+    learned: Sequence[str] | None = None,
+) -> Figure:
     """The accuracies in %, a row after each experience and a column for each tested on, (rows, T) as in clsim.metrics.
 
-    Rows still to come, and cells never evaluated, stay empty, so that a run's pictures all have one shape.
+    Rows still to come, and cells never evaluated, stay empty, so that a run's pictures all have one shape. `learned`
+    names the experiences learned where they are others than those tested on.
     """
     experiences = len(total)
-    shown = np.full((experiences + before, experiences), np.nan)
+    learned = names if learned is None else learned
+    shown = np.full((len(learned) + before, experiences), np.nan)
     shown[: len(correct)] = 100 * accuracy_matrix(correct, total)
-    labels = ["before"] * before + [f"{number}: {_short(name)}" for number, name in enumerate(names, 1)]
+    labels = ["before"] * before + [f"{number}: {_short(name)}" for number, name in enumerate(learned, 1)]
 
     from matplotlib.figure import Figure
 

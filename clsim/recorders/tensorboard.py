@@ -27,6 +27,7 @@ class TensorBoard:
             old.unlink()
         self._writer: Any = SummaryWriter(str(directory))
         self._names = [experience.name for experience in benchmark.test_stream]
+        self._learned = [experience.name for experience in benchmark.train_stream]
         self._rows: dict[int, list[int | None]] = {}  # counts by experience; 0: before any training
 
     def write(self, record: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ class TensorBoard:
         # joint training leaves out all rows but the last
         empty: list[int | None] = [None] * len(self._names)
         rows = [self._rows.get(t, empty) for t in range(0 if before else 1, experience + 1)]
-        figure = accuracy_matrix_figure(rows, record["total"], self._names, before)
+        figure = accuracy_matrix_figure(rows, record["total"], self._names, before, self._learned)
         self._image("accuracy_matrix", figure, experience, when)
         self._writer.flush()
 

@@ -1,0 +1,117 @@
+"""Unsupervised domain adaptation: what a source with labels and a target without are made to agree on."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from clsim.backbones.towers import PLAIN
+from clsim.data.batches import Batch
+from clsim.parts.heads import LinearHead
+from clsim.parts.tuned import BankFeatures, TunedImage
+
+
+def reads(tune: str) -> set[str]:
+    """What a learner looks at that tunes "head" or "all"."""
+    return {"images"} if tune == "all" else {"features"}
+
+
+def features_of(backbone: Any, tune: str) -> nn.Module:
+    """Batch -> (B,D) features: from the bank, or of a tower that learns."""
+    return TunedImage(backbone.image.requires_grad_(), PLAIN) if tune == "all" else BankFeatures()
+
+
+class Adapting(nn.Module):
+    """Features through a bottleneck under a linear head, of the source and, in training, of the target beside it."""
+
+    def __init__(
+        self, backbone: Any, info: Any, tune: str, width: int, seen_by_domain: int = 0, hidden: int = 0
+    ) -> None:
+        """With `seen_by_domain` features to look at there is a domain classifier, where the stream has a target."""
+        super().__init__()
+        self.images = features_of(backbone, tune)
+        self.bottleneck = nn.Sequential(nn.Linear(backbone.image.out_dim, width), nn.ReLU())
+        self.head = LinearHead(width, info.num_classes)
+        adversarial = seen_by_domain and info.protocol in ("pair", "targets")
+        self.discriminator = DomainClassifier(seen_by_domain, hidden) if adversarial else None
+        self.source: Tensor | None = None  # (B,width), in the last training batch
+        self.target: Tensor | None = None  # (B',width), of its target images; None without
+        self.on_target: Tensor | None = None  # (B',K) logits of those
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A batch -> (B,K) logits."""
+        self.source = self._narrow(batch)
+        self.target = self.on_target = None
+        if batch.target is not None:
+            self.target = self._narrow(batch.target)
+            self.on_target = self.head(self.target)
+        return self.head(self.source)  # type: ignore[no-any-return]
+
+    def _narrow(self, batch: Batch) -> Tensor:
+        features = self.images(batch).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.bottleneck(features)  # type: ignore[no-any-return]
+
+
+class DomainClassifier(nn.Module):
+    """(B,D) features -> (B,) logits of coming from the source."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The logits."""
+        return self.layers(features)[:, 0]  # type: ignore[no-any-return]
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient is turned round and scaled (Ganin et al. 2016, arXiv:1505.07818, eq. 16 and 17)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        """x as it is."""
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """The gradient times minus `strength`."""
+        return -ctx.strength * gradient, None
+
+
+def ramp(progress: float) -> float:
+    """From 0 at progress 0 to nearly 1 at 1: Ganin et al. 2016, section 5.2.2."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+def adversarial_loss(discriminator: nn.Module, source: Tensor, target: Tensor, strength: float) -> Tensor:
+    """Mean cross-entropy of telling (B,D) source from (B',D) target features; it pulls these together by `strength`."""
+    logits = discriminator(Reversed.apply(torch.cat([source, target]).float(), strength))
+    domain = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(logits.device)
+    return binary_cross_entropy_with_logits(logits, domain)
+
+
+def multilinear(features: Tensor, logits: Tensor) -> Tensor:
+    """(B,D) features times (B,K) class probabilities -> (B, K*D): Long et al. 2018, arXiv:1705.10667, eq. 3.
+
+    As in the authors' code no gradient goes through the probabilities.
+    """
+    return (logits.softmax(dim=1).detach()[:, :, None] * features[:, None, :]).flatten(1)
+
+
+def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
+
+    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
+    over the classes of what lies off its diagonal is the loss.
+    """
+    predicted = (logits / temperature).softmax(dim=1)
+    entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
+    weights = 1 + (-entropy).exp()
+    weights = (weights / weights.mean()).detach()
+    confusion = (predicted * weights[:, None]).T @ predicted
+    confusion = confusion / confusion.sum(dim=1, keepdim=True)
+    return (confusion.sum() - confusion.trace()) / len(confusion)

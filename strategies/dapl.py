@@ -1,0 +1,128 @@
+"""DAPL: domain adaptation via prompt learning (Ge et al. 2022, arXiv:2202.06687)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clsim import State, Strategy
+from clsim.data.batches import Batch
+from clsim.parts.text import class_features, cosine_logits, readable
+from clsim.parts.text_prompts import PromptedText, Wording, new_context
+
+SOURCE, TARGET = 0, 1
+
+
+class DomainPrompts(nn.Module):
+    """Image features from the bank against each class twice: as the source has it, and as the target."""
+
+    fixed: Tensor
+
+    def __init__(self, text: Any, info: Any, how: "Dapl") -> None:
+        super().__init__()
+        adapts = info.protocol in ("pair", "targets")
+        self.block = TARGET if adapts else SOURCE  # a stream without a target is learned, and predicted, as a source
+        domains = info.domain_names[:2] if len(info.domain_names) == 2 else ("photo", "photo")
+        length = how.context_length + how.domain_length
+        self.prompted = nn.ModuleList(
+            PromptedText(text, Wording.of(text, info.class_names, length, ending=f", a {readable(domain)} image."))
+            for domain in domains
+        )
+        self.context = new_context(text, how.context_length, copies=(info.num_classes if how.class_specific else 1,))
+        self.domain_context = new_context(text, how.domain_length, copies=(2,))
+        self.class_specific = how.class_specific
+        self.scale = text.logit_scale
+        self.register_buffer("fixed", class_features(text, info.class_names, ("a photo of a {}.",)))
+        self.kept: dict[int, Tensor] = {}  # class features of each block, while nothing can move them
+        self.on_source: Tensor | None = None  # (B,2K) logits of the training batch, source block first
+        self.on_target: Tensor | None = None  # (B',2K) of its target images; None without
+        self.pseudo: Tensor | None = None  # (B',K) zero-shot logits of those
+
+    def train(self, mode: bool = True) -> "DomainPrompts":
+        self.kept = {}
+        return super().train(mode)
+
+    def classes(self, block: int) -> Tensor:
+        """(K,E) features of the classes in one domain's words."""
+        if block in self.kept and not torch.is_grad_enabled():
+            return self.kept[block]
+        domain = self.domain_context[block].expand(len(self.context), -1, -1)
+        context, prompted = torch.cat([self.context, domain], dim=1), self.prompted[block]
+        found = prompted.each(context) if self.class_specific else prompted(context)[0]
+        if not self.training and not torch.is_grad_enabled():
+            self.kept[block] = found
+        return found
+
+    def forward(self, batch: Batch) -> Tensor:
+        if not self.training:
+            return cosine_logits(batch.features, self.classes(self.block), self.scale)
+        both = torch.cat([self.classes(SOURCE), self.classes(TARGET)])
+        self.on_source = cosine_logits(batch.features, both, self.scale)
+        self.on_target = self.pseudo = None
+        if batch.target is not None:
+            self.on_target = cosine_logits(batch.target.features, both, self.scale)
+            self.pseudo = cosine_logits(batch.target.features, self.fixed, self.scale)
+        return self.on_source.chunk(2, dim=1)[SOURCE]
+
+
+@dataclass(kw_only=True)
+class Dapl(Strategy):
+    """Domain adaptation via prompt learning: words for classes and for domains. Ge et al. 2022, arXiv:2202.06687.
+
+    Target images learn from pseudo labels, which zero-shot CLIP gives where it is sure. In the paper each softmax spans
+    the prompts of both domains, which sets class and domain apart; the released code spans one domain's.
+    """
+
+    context_length: int = 16  # learned vectors that both domains share
+    domain_length: int = 16  # learned vectors of each domain
+    class_specific: bool = False  # shared vectors of each class's own
+    threshold: float = 0.5  # how sure zero-shot must be of a pseudo label
+    domain_contrast: Literal["both", "none"] = (
+        "both"  # a softmax over both domains' prompts (paper), or one's (release)
+    )
+    epochs: int = 25  # passes over the source
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
+    lr: float = 3e-3  # learning rate
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
+        "cosine_epochs"  # of lr in an experience: by step or epoch
+    )
+    weight_decay: float = 5e-4  # of every trained parameter
+
+    needs_text: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "release": {"domain_contrast": "none"}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("context_length", "domain_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return DomainPrompts(backbone.text, info, self)
+
+    def loss(self, s: State) -> Tensor:
+        learner = s.learner
+        loss = self._block_loss(learner.on_source, s.batch.labels, SOURCE).mean()
+        if learner.on_target is None:
+            return loss
+        sure, labels = learner.pseudo.softmax(dim=1).max(dim=1)
+        kept = sure >= self.threshold
+        s.log("pseudo_labels_kept", kept.float().mean().item())
+        # zero, and not the mean of nothing, where no image is kept
+        losses = self._block_loss(learner.on_target, labels, TARGET)
+        return loss + (losses * kept).sum() / kept.sum().clamp(min=1)
+
+    def _block_loss(self, logits: Tensor, labels: Tensor, block: int) -> Tensor:
+        """(B,2K) logits, (B,) classes -> (B,) cross-entropies with the right prompt in that domain's block."""
+        classes = logits.shape[1] // 2
+        if self.domain_contrast == "both":
+            return cross_entropy(logits, labels + block * classes, reduction="none")
+        return cross_entropy(logits.chunk(2, dim=1)[block], labels, reduction="none")

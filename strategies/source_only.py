@@ -1,0 +1,25 @@
+"""Learning from the source alone."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from clsim import Strategy
+from clsim.parts.adaptation import features_of, reads
+from clsim.parts.heads import LinearHead
+from clsim.parts.tuned import Headed
+
+
+@dataclass(kw_only=True)
+class SourceOnly(Strategy):
+    """Source only: a linear head on the labelled source; what adaptation is measured against."""
+
+    epochs: int = 20  # passes over the source
+    tune: Literal["head", "all"] = "head"  # what learns: a head on the frozen tower, or the tower as well
+
+    def reads(self) -> set[str]:
+        return reads(self.tune)
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return Headed(features_of(backbone, self.tune), LinearHead(backbone.image.out_dim, info.num_classes))
