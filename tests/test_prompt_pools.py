@@ -370,7 +370,7 @@ def test_s_prompts_puts_classes_of_other_experiences_below_by_their_own_heads():
     scores[:, 0] = torch.tensor([1.0, 2.0, 50.0, 50.0, 0.0, 0.0])
     scores[:, 1] = torch.tensor([60.0, 60.0, 7.0, 9.0, 0.0, 0.0])
     answers = learner.answer(scores, torch.tensor([0, 1]))
-    # each class by the head that learned it is 1, 2, 7, 9; those not chosen move so that 9 is one below the smallest chosen
+    # each class by the head that learned it: 1, 2, 7, 9; those not chosen move until 9 is one below the smallest chosen
     assert answers[0, :4].tolist() == [1, 2, 7 - 9, 0]
     assert answers[1, :4].tolist() == [6 + 1 - 9, 6 + 2 - 9, 7, 9]
     assert answers[0].argmax() == 1 and answers[1].argmax() == 3
