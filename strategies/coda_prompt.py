@@ -1,5 +1,6 @@
 """CODA-Prompt (Smith et al. 2023, arXiv:2211.13218)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from clsim import State, Strategy
 from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
 from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth
+from clsim.parts.tuners import key_width
 
 
 class CodaPrompted(nn.Module):
@@ -25,9 +27,8 @@ class CodaPrompted(nn.Module):
         self.progress = Progress(info.num_experiences)
         self.keys = PerExperience(orthonormal(*groups, tower.out_dim))
         self.attention = PerExperience(orthonormal(*groups, tower.out_dim))
-        self.prompts = PerExperience(
-            orthonormal(*groups, how.prompt_length * tower.width).unflatten(-1, (how.prompt_length, tower.width))
-        )
+        shape = (how.prompt_length, key_width(tower))
+        self.prompts = PerExperience(orthonormal(*groups, math.prod(shape)).unflatten(-1, shape))
         self.head = LinearHead(tower.out_dim, info.num_classes)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -86,7 +87,7 @@ class CodaPrompt(Strategy):
     prompt_length: int = 8  # tokens of a component: half keys, half values
     blocks: int | None = None  # first blocks, which take a prompt; none: five twelfths of the tower's
     ortho: float = 0.1  # weight of the penalty that holds components, keys and attention vectors orthonormal
-    schedule: Literal["constant", "cosine"] = "cosine"  # of the learning rate, within an experience
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
     mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
 
     def __post_init__(self) -> None:

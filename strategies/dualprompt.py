@@ -10,6 +10,7 @@ from clsim import State, Strategy
 from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
 from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth, cosines
+from clsim.parts.tuners import key_width
 
 
 class DualPrompted(nn.Module):
@@ -19,7 +20,7 @@ class DualPrompted(nn.Module):
         super().__init__()
         general, expert = blocks_of(tower, how.general_blocks, 2), blocks_of(tower, how.expert_blocks, 3)
         check_depth(tower, general + expert, f"general_blocks={general} and expert_blocks={expert}")
-        count, width = info.num_experiences, tower.width
+        count, width = info.num_experiences, key_width(tower)
         self.tower = tower
         self.progress = Progress(count)
         self.general = nn.Parameter(torch.empty(general, how.general_length, width).uniform_(-1, 1))
@@ -30,17 +31,16 @@ class DualPrompted(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         similarity = cosines(batch.features, self.keys(self.progress.current))
-        chosen = self.choose(similarity)
+        told = self.progress.told(batch)
+        chosen = self.nearest(similarity) if told is None else told
         self.match = similarity.gather(1, chosen[:, None])[:, 0]
         experts = self.experts(self.progress.current)[chosen]
         prompts = {i: prompt[None] for i, prompt in enumerate(self.general)}
         prompts |= {len(prompts) + i: experts[:, i] for i in range(experts.shape[1])}
         return self.head(self.tower(batch.images, Prefixes(prompts)))
 
-    def choose(self, similarity: Tensor) -> Tensor:
-        """(B,T) cosines to the keys -> (B,) experts: in training the task's, else the nearest that has learned."""
-        if self.training:
-            return self.progress.index.expand(len(similarity))
+    def nearest(self, similarity: Tensor) -> Tensor:
+        """(B,T) cosines to the keys -> (B,) experts, of those that have learned."""
         return similarity.masked_fill(~self.progress.begun, -torch.inf).argmax(dim=1)
 
 
@@ -48,8 +48,9 @@ class DualPrompted(nn.Module):
 class DualPrompt(Strategy):
     """DualPrompt: general and expert prompts as prefixes to keys and values. Wang et al. 2022, arXiv:2204.04799.
 
-    In training a task has its own expert, whose key is pulled to the features of the task's clean images; in evaluation
-    each image takes the expert with the nearest key. Experts of other tasks get no gradient.
+    In training, and where the protocol reveals the task, a task has its own expert; its key is pulled to the features
+    of the task's clean images. Else each image takes the expert with the nearest key. Experts of other tasks get no
+    gradient.
     """
 
     general_blocks: int | None = None  # first blocks, which take the general prompt; none: a sixth of the tower's

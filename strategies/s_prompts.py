@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 from clsim import State, Strategy, rng
 from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import Behind, PerExperience, Progress, centres, check_depth
+from clsim.parts.prompts import Behind, PerExperience, Progress, centres
+from clsim.parts.tuners import require_blocks
 
 
 class SPrompted(nn.Module):
@@ -22,7 +23,7 @@ class SPrompted(nn.Module):
 
     def __init__(self, tower: nn.Module, info: Any, how: "SPrompts") -> None:
         super().__init__()
-        check_depth(tower, 1, "prompts at the input")
+        require_blocks(tower)
         count, bound = info.num_experiences, tower.width**-0.5
         self.tower = tower
         self.progress = Progress(count)
@@ -34,27 +35,25 @@ class SPrompted(nn.Module):
         self.register_buffer("owner", torch.zeros(info.num_classes, dtype=torch.int64))
 
     def forward(self, batch: Batch) -> Tensor:
-        chosen = self.choose(batch)
+        told = self.progress.told(batch)
+        chosen = self.nearest(batch.features) if told is None else told
         prompts = self.prompts(self.progress.current)[chosen]
         features = self.tower(batch.images, Behind(prompts))
         if self.training:
             return self.heads[self.progress.current](features)
         return self.answer(torch.stack([head(features) for head in self.heads], dim=1), chosen)
 
-    def choose(self, batch: Batch) -> Tensor:
-        """(B,) experiences: in training the one that is learned, else that of the nearest centre."""
-        if self.training:
-            return self.progress.index.expand(len(batch))
+    def nearest(self, features: Tensor) -> Tensor:
+        """(B,E) features -> (B,) experiences, those of the nearest centres."""
         every = self.centres.flatten(0, 1)
         # without the expansion of the square: places not filled yet are infinitely far
-        distance = torch.cdist(normalize(batch.features), every, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(normalize(features), every, compute_mode="donot_use_mm_for_euclid_dist")
         return distance.argmin(dim=1) // self.centres.shape[1]
 
     def answer(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(B,T,K) logits of all heads -> (B,K): the chosen head's of the classes that it learned.
 
-        The other classes stand below these, by the head that learned each last: they are asked for where the task is
-        known and the centres took the image for another's.
+        The other classes stand below these, by the head that learned each last, for whoever asks for them alone.
         """
         own, known = scores[torch.arange(len(scores)), chosen], self.learned[chosen]
         others = scores[:, self.owner, torch.arange(scores.shape[2])]
@@ -79,14 +78,15 @@ class SPrompts(Strategy):
     arXiv:2207.12819.
 
     The image part (S-iPrompts): prompts at the input of a frozen tower. Centres are of k-means over the frozen tower's
-    features, scaled to unit length; distances are Euclidean. Nothing that an experience learned is touched by another.
+    features, scaled to unit length; distances are Euclidean. Where the protocol reveals the task, its own are taken.
+    Nothing that an experience learned is touched by another.
     """
 
     prompt_length: int = 10  # tokens of a set of prompts
     centres: int = 5  # of the features of an experience
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
     lr: float = 0.01  # learning rate
-    schedule: Literal["constant", "cosine"] = "cosine"  # of the learning rate, within an experience
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
     weight_decay: float = 2e-4  # of every trained parameter
     mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
 

@@ -1,6 +1,7 @@
 """Prompt pools: what each image is given, by hand; and what an experience owns stays as it was left."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,27 @@ def test_only_the_current_experience_s_own_gets_a_gradient():
     assert [own.grad is None for own in owned.each] == [True, False, True]
 
 
+def test_the_experience_is_known_in_training_and_where_the_protocol_reveals_it():
+    progress = Progress(3)
+    progress.begin(2)
+    assert progress.train().told(Batch(torch.zeros(2, 1))).tolist() == [2, 2]
+    assert progress.eval().told(Batch(torch.zeros(2, 1))) is None
+    assert progress.told(Batch(torch.zeros(2, 1), task=1)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [DualPrompt, SPrompts])
+def test_where_the_task_is_revealed_its_own_prompts_answer(kind):
+    strategy, learner = make(kind)
+    for index in range(3):
+        learn(strategy, begin(strategy, learner, index))
+    batch = batch_of(learner.eval())
+    with torch.no_grad():
+        free = learner(batch)
+        told = [learner(dataclasses.replace(batch, task=task)) for task in range(3)]
+        assert not any(torch.allclose(a, b, atol=1e-5) for a, b in itertools.combinations(told, 2))
+        assert all(any(torch.allclose(row, each[i], atol=1e-5) for each in told) for i, row in enumerate(free))
+
+
 def test_progress_is_kept_with_the_weights():
     progress, again = Progress(3), Progress(3)
     progress.begin(2)
@@ -192,8 +214,8 @@ def test_mask_is_that_of_prompt_pools():
 @pytest.mark.parametrize(
     "kind, fields, words",
     [
-        (DualPrompt, {"general_blocks": 2}, "general_blocks=2 and expert_blocks=1.* 3 blocks.* has 2"),
-        (CodaPrompt, {"blocks": 3}, "blocks=3.* has 2"),
+        (DualPrompt, {"general_blocks": 2}, "general_blocks=2 and expert_blocks=1 take 3 blocks; the tower has 2"),
+        (CodaPrompt, {"blocks": 3}, "blocks=3 take 3 blocks; the tower has 2"),
     ],
 )
 def test_a_tower_too_shallow_is_refused(kind, fields, words):
@@ -203,8 +225,8 @@ def test_a_tower_too_shallow_is_refused(kind, fields, words):
 
 @pytest.mark.parametrize("kind", POOLS)
 def test_a_tower_without_blocks_is_refused(kind):
-    with pytest.raises(RequestError, match="has 0"):
-        kind().build(SimpleNamespace(image=SimpleNamespace(depth=0)), INFO)
+    with pytest.raises(RequestError, match="no transformer"):
+        kind().build(SimpleNamespace(image=SimpleNamespace(layers=[], depth=0)), INFO)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +260,11 @@ def test_dualprompt_takes_the_task_s_expert_in_training_and_the_nearest_learned_
     strategy, learner = make(DualPrompt)
     similarity = torch.tensor([[0.1, 0.5, 0.9], [0.7, 0.2, 0.9]])
     begin(strategy, learner, 0)
-    assert learner.choose(similarity).tolist() == [0, 0]
-    begin(strategy, learner, 1)
-    assert learner.choose(similarity).tolist() == [1, 1]
-    assert learner.eval().choose(similarity).tolist() == [1, 0], "the third is nearest and has not come yet"
+    s = begin(strategy, learner, 1)
+    assert learner.nearest(similarity).tolist() == [1, 0], "the third is nearest and has not come yet"
+    learner(s.batch)
+    own = torch.nn.functional.cosine_similarity(s.batch.features, learner.keys.each[1][None])
+    assert torch.allclose(learner.match, own, atol=1e-6)
 
 
 @torch.no_grad()
@@ -341,8 +364,8 @@ def test_s_prompts_takes_prompts_and_head_of_the_nearest_centre():
     for index in range(3):
         strategy.after_training_exp(begin(strategy, learner, index))
     batch = batch_of(learner, first=4)
-    chosen = learner.eval().choose(batch)
-    logits = learner(batch)
+    chosen = learner.nearest(batch.features)
+    logits = learner.eval()(batch)
     for i, feature in enumerate(normalize(batch.features)):
         distance = (learner.centres - feature).norm(dim=2).amin(dim=1)
         nearest = int(distance.argmin())
@@ -359,7 +382,7 @@ def test_s_prompts_keeps_the_centres_of_unit_features_and_nothing_of_experiences
     strategy.after_training_exp(s)
     assert torch.allclose(learner.centres[1, 0], normalize(s.batch.features).mean(dim=0), atol=1e-6)
     assert torch.isinf(learner.centres[[0, 2]]).all()
-    assert learner.eval().choose(s.batch).tolist() == [1] * 6
+    assert learner.nearest(s.batch.features).tolist() == [1] * 6
 
 
 def test_s_prompts_puts_classes_of_other_experiences_below_by_their_own_heads():

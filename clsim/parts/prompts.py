@@ -1,13 +1,13 @@
 """Prompt pools: learned tokens that an image chooses for itself."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clsim.backbones.towers import Sites
+from clsim.backbones.towers import Sites, Tower
+from clsim.data.batches import Batch
 from clsim.errors import RequestError
+from clsim.parts.tuners import require_blocks
 
 
 class PromptPool(nn.Module):
@@ -89,6 +89,12 @@ class Progress(nn.Module):
         """The experience that is being learned, or was last."""
         return int(self.index)
 
+    def told(self, batch: Batch) -> Tensor | None:
+        """(B,) the experience of every image where it is no secret: in training, and where the protocol reveals it."""
+        if self.training:
+            return self.index.expand(len(batch))
+        return None if batch.task is None else torch.full_like(self.index, batch.task).expand(len(batch))
+
 
 class PerExperience(nn.Module):
     """A parameter of which each experience has its own."""
@@ -110,15 +116,16 @@ def cosines(queries: Tensor, keys: Tensor) -> Tensor:
         return nn.functional.normalize(queries, dim=1) @ nn.functional.normalize(keys, dim=1).T
 
 
-def blocks_of(tower: Any, asked: int | None, twelfths: int) -> int:
+def blocks_of(tower: Tower, asked: int | None, twelfths: int) -> int:
     """Blocks asked for; where no number is given, so many twelfths of the tower, as the papers' has twelve."""
-    return max(1, -(-tower.depth * twelfths // 12)) if asked is None else asked
+    return -(-tower.depth * twelfths // 12) if asked is None else asked
 
 
-def check_depth(tower: Any, needed: int, what: str) -> None:
-    """Raises RequestError if the tower has fewer blocks than `what` needs."""
+def check_depth(tower: Tower, needed: int, what: str) -> None:
+    """Raises RequestError if the tower has fewer blocks than `what` needs, or is no transformer."""
+    require_blocks(tower)
     if needed > tower.depth:
-        raise RequestError(f"{what}: that takes {needed} blocks, and the tower has {tower.depth} to offer")
+        raise RequestError(f"{what} take {needed} blocks; the tower has {tower.depth}")
 
 
 def centres(features: Tensor, count: int, seed: int) -> Tensor:
