@@ -55,8 +55,8 @@ class SPrompted(nn.Module):
 
         The other classes stand below these, by the head that learned each last, for whoever asks for them alone.
         """
-        own, known = scores[torch.arange(len(scores)), chosen], self.learned[chosen]
-        others = scores[:, self.owner, torch.arange(scores.shape[2])]
+        own, known = scores.take_along_dim(chosen[:, None, None], dim=1)[:, 0], self.learned[chosen]
+        others = scores.take_along_dim(self.owner[None, None], dim=1)[:, 0]
         floor = own.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True).nan_to_num(posinf=0.0)
         return torch.where(known, own, floor - 1 + others - others.amax(dim=1, keepdim=True))
 

@@ -173,6 +173,21 @@ def test_an_image_s_logits_depend_on_it_alone(kind):
 
 
 @pytest.mark.parametrize("kind", POOLS)
+def test_bfloat16_learns_and_answers_in_float32(kind):
+    strategy, learner = make(kind)
+    learner.tower.to(torch.bfloat16)
+    s = begin(strategy, learner, 0)
+    s.batch = dataclasses.replace(s.batch, features=s.batch.features.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        s.logits = learner(s.batch)
+    strategy.loss(s).backward()
+    assert s.logits.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+    prompts = learner.experts if kind is DualPrompt else learner.prompts
+    assert prompts.each[0].grad.any()
+
+
+@pytest.mark.parametrize("kind", POOLS)
 def test_what_evaluation_needs_is_saved_with_the_learner(kind):
     strategy, learner = make(kind)
     for index in range(2):
