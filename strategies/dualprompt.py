@@ -23,9 +23,9 @@ class DualPrompted(nn.Module):
         count, width = info.num_experiences, key_width(tower)
         self.tower = tower
         self.progress = Progress(count)
-        self.general = nn.Parameter(torch.empty(general, how.general_length, width).uniform_(-1, 1))
-        self.experts = PerExperience(torch.empty(count, expert, how.expert_length, width).uniform_(-1, 1))
-        self.keys = PerExperience(torch.empty(count, tower.out_dim).uniform_(-1, 1))
+        self.general = nn.Parameter(torch.empty(general, how.general_length, width).uniform_(0, 0.01))
+        self.experts = PerExperience(torch.empty(count, expert, how.expert_length, width).uniform_(0, 0.01))
+        self.keys = PerExperience(torch.empty(count, tower.out_dim).uniform_(0, 0.01))
         self.head = LinearHead(tower.out_dim, info.num_classes)
         self.match: Tensor | None = None  # (B,) cosine of the expert's key, in the last forward pass
 
@@ -50,7 +50,7 @@ class DualPrompt(Strategy):
 
     In training, and where the protocol reveals the task, a task has its own expert; its key is pulled to the features
     of the task's clean images. Else each image takes the expert with the nearest key. Experts of other tasks get no
-    gradient.
+    gradient. Rates and starting values are those of the published code, whose batch-wise vote in evaluation is left out.
     """
 
     general_blocks: int | None = None  # first blocks, which take the general prompt; none: a sixth of the tower's
@@ -58,7 +58,7 @@ class DualPrompt(Strategy):
     general_length: int = 6  # tokens of the general prompt in a block: half keys, half values
     expert_length: int = 20  # tokens of an expert's prompt in a block: half keys, half values
     pull: float = 1.0  # weight of the loss that pulls a task's key to its queries
-    lr_base: float = 0.01  # learning rate at a batch of 256 images; it scales with the batch. 0: take lr as it is
+    lr_base: float = 0.03  # learning rate at a batch of 256 images; it scales with the batch. 0: take lr as it is
     mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
     clip_grad: float = 1.0  # largest norm of the gradient; 0: no bound
 
