@@ -50,7 +50,7 @@ class DualPrompt(Strategy):
 
     In training, and where the protocol reveals the task, a task has its own expert; its key is pulled to the features
     of the task's clean images. Else each image takes the expert with the nearest key. Experts of other tasks get no
-    gradient. Rates and starting values are those of the published code, whose batch-wise vote in evaluation is left out.
+    gradient. Rates and starting values are the published code's; its vote of a batch is left out.
     """
 
     general_blocks: int | None = None  # first blocks, which take the general prompt; none: a sixth of the tower's
