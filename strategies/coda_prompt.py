@@ -1,0 +1,113 @@
+"""CODA-Prompt (Smith et al. 2023, arXiv:2211.13218)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clsim import State, Strategy
+from clsim.data.batches import Batch
+from clsim.parts.heads import LinearHead
+from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth
+from clsim.parts.tuners import key_width
+
+
+class CodaPrompted(nn.Module):
+    """A frozen tower whose first blocks take a prompt composed for each image."""
+
+    def __init__(self, tower: nn.Module, info: Any, how: "CodaPrompt") -> None:
+        super().__init__()
+        blocks = blocks_of(tower, how.blocks, 5)
+        check_depth(tower, blocks, f"blocks={blocks}")
+        groups = (info.num_experiences, blocks, how.components)
+        self.tower = tower
+        self.progress = Progress(info.num_experiences)
+        self.keys = PerExperience(orthonormal(*groups, tower.out_dim))
+        self.attention = PerExperience(orthonormal(*groups, tower.out_dim))
+        shape = (how.prompt_length, key_width(tower))
+        self.prompts = PerExperience(orthonormal(*groups, math.prod(shape)).unflatten(-1, shape))
+        self.head = LinearHead(tower.out_dim, info.num_classes)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.head(self.tower(batch.images, Prefixes(self.compose(batch.features))))
+
+    def compose(self, queries: Tensor) -> dict[int, Tensor]:
+        """(B,E) queries -> block -> (B,L,D) prompt: the sum of components, each times its weight for this image."""
+        with torch.autocast(queries.device.type, enabled=False):
+            every = zip(self.weights(queries), self.begun(self.prompts), strict=True)
+            return {i: torch.einsum("bm,mld->bld", weights, prompts) for i, (weights, prompts) in enumerate(every)}
+
+    def weights(self, queries: Tensor) -> list[Tensor]:
+        """(B,E) queries -> for each block (B,M) cosines between the attended query and the keys. Section 4.2."""
+        every = zip(self.begun(self.attention), self.begun(self.keys), strict=True)
+        return [
+            torch.einsum("bme,me->bm", normalize(queries[:, None] * attention, dim=2), normalize(keys, dim=1))
+            for attention, keys in every
+        ]
+
+    def begun(self, owned: PerExperience) -> Tensor:
+        """(blocks,M,...) what the experiences begun so far own; before the first one, the first one's."""
+        begun = self.progress.begun.nonzero()[:, 0] if self.progress.begun.any() else self.progress.index[None]
+        return owned(self.progress.current)[begun].transpose(0, 1).flatten(1, 2)
+
+    def penalty(self) -> Tensor:
+        """How far components, keys and attention vectors are from orthonormal, summed over blocks."""
+        owned = [self.begun(each) for each in (self.prompts, self.keys, self.attention)]
+        return torch.stack([off_orthonormal(rows.flatten(1)) for each in owned for rows in each]).sum()
+
+
+def off_orthonormal(rows: Tensor) -> Tensor:
+    """(M,E) -> the mean square of B B' - I, as in the paper's code."""
+    return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()
+
+
+def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
+    """(tasks, blocks, components, width) unit vectors; in a block the first `width` of them orthogonal to each other,
+    then the next."""
+    count = tasks * components
+    each = [
+        torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
+        for _ in range(blocks)
+    ]
+    return torch.stack(each, dim=1).unflatten(0, (tasks, components)).transpose(1, 2).contiguous()
+
+
+@dataclass(kw_only=True)
+class CodaPrompt(Strategy):
+    """CODA-Prompt: prompts composed for each image of weighted components. Smith et al. 2023, arXiv:2211.13218.
+
+    Each experience brings components, keys and attention vectors of its own; those of the others get no gradient. The
+    prompt is a prefix to keys and values.
+    """
+
+    components: int = 10  # that each experience brings
+    prompt_length: int = 8  # tokens of a component: half keys, half values
+    blocks: int | None = None  # first blocks, which take a prompt; none: five twelfths of the tower's
+    ortho: float = 0.1  # weight of the penalty that holds components, keys and attention vectors orthonormal
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
+    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("components", "blocks"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.prompt_length < 2 or self.prompt_length % 2:
+            raise ValueError(f"prompt_length must be even and at least 2, not {self.prompt_length}")
+        if self.ortho < 0:
+            raise ValueError(f"ortho must be at least 0, not {self.ortho}")
+
+    def reads(self) -> set[str]:
+        return {"images", "features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return CodaPrompted(backbone.image, info, self)
+
+    def before_training_exp(self, s: State) -> None:
+        s.learner.progress.begin(s.experience.index)
+
+    def loss(self, s: State) -> Tensor:
+        return super().loss(s) + self.ortho * s.learner.penalty()

@@ -1,0 +1,110 @@
+"""S-Prompts (Wang et al. 2022, arXiv:2207.12819)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clsim import State, Strategy, rng
+from clsim.data.batches import Batch
+from clsim.parts.heads import LinearHead
+from clsim.parts.prompts import Behind, PerExperience, Progress, centres
+from clsim.parts.tuners import require_blocks
+
+
+class SPrompted(nn.Module):
+    """A frozen tower with prompts and a head for each experience; an image takes those of the nearest centre."""
+
+    centres: Tensor
+    learned: Tensor
+    owner: Tensor
+
+    def __init__(self, tower: nn.Module, info: Any, how: "SPrompts") -> None:
+        super().__init__()
+        require_blocks(tower)
+        count, bound = info.num_experiences, tower.width**-0.5
+        self.tower = tower
+        self.progress = Progress(count)
+        self.prompts = PerExperience(torch.empty(count, how.prompt_length, tower.width).uniform_(-bound, bound))
+        self.heads = nn.ModuleList(LinearHead(tower.out_dim, info.num_classes) for _ in range(count))
+        self.register_buffer("centres", torch.full((count, how.centres, tower.out_dim), torch.inf))
+        # which classes each experience had; of each class the last experience that had it
+        self.register_buffer("learned", torch.zeros(count, info.num_classes, dtype=torch.bool))
+        self.register_buffer("owner", torch.zeros(info.num_classes, dtype=torch.int64))
+
+    def forward(self, batch: Batch) -> Tensor:
+        told = self.progress.told(batch)
+        chosen = self.nearest(batch.features) if told is None else told
+        prompts = self.prompts(self.progress.current)[chosen]
+        features = self.tower(batch.images, Behind(prompts))
+        if self.training:
+            return self.heads[self.progress.current](features)
+        return self.answer(torch.stack([head(features) for head in self.heads], dim=1), chosen)
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """(B,E) features -> (B,) experiences, those of the nearest centres."""
+        every = self.centres.flatten(0, 1)
+        # without the expansion of the square: places not filled yet are infinitely far
+        distance = torch.cdist(normalize(features), every, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance.argmin(dim=1) // self.centres.shape[1]
+
+    def answer(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """(B,T,K) logits of all heads -> (B,K): the chosen head's of the classes that it learned.
+
+        The other classes stand below these, by the head that learned each last, for whoever asks for them alone.
+        """
+        own, known = scores.take_along_dim(chosen[:, None, None], dim=1)[:, 0], self.learned[chosen]
+        others = scores.take_along_dim(self.owner[None, None], dim=1)[:, 0]
+        floor = own.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True).nan_to_num(posinf=0.0)
+        return torch.where(known, own, floor - 1 + others - others.amax(dim=1, keepdim=True))
+
+    def begin(self, index: int, classes: tuple[int, ...]) -> None:
+        """Go on to the experience `index` with its classes."""
+        self.progress.begin(index)
+        self.learned[index, list(classes)] = True
+        self.owner[list(classes)] = index
+
+    def close(self, features: Tensor, seed: int) -> None:
+        """Keep the centres of the experience's (N,E) features."""
+        found = centres(normalize(features), self.centres.shape[1], seed)
+        self.centres[self.progress.current, : len(found)] = found
+
+
+@dataclass(kw_only=True)
+class SPrompts(Strategy):
+    """S-Prompts: a set of prompts and a head for each experience, chosen by nearest centre. Wang et al. 2022,
+    arXiv:2207.12819.
+
+    The image part (S-iPrompts): prompts at the input of a frozen tower. Centres are of k-means over the frozen tower's
+    features, scaled to unit length; distances are Euclidean. Where the protocol reveals the task, its own are taken.
+    Nothing that an experience learned is touched by another.
+    """
+
+    prompt_length: int = 10  # tokens of a set of prompts
+    centres: int = 5  # of the features of an experience
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
+    lr: float = 0.01  # learning rate
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
+    weight_decay: float = 2e-4  # of every trained parameter
+    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompt_length", "centres"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def reads(self) -> set[str]:
+        return {"images", "features"}
+
+    def build(self, backbone: Any, info: Any) -> nn.Module:
+        return SPrompted(backbone.image, info, self)
+
+    def before_training_exp(self, s: State) -> None:
+        s.learner.begin(s.experience.index, s.experience.classes)
+
+    def after_training_exp(self, s: State) -> None:
+        features = torch.cat([batch.features for batch in s.clean_batches()])
+        s.learner.close(features, rng.derive(s.seed, "centres", s.experience.index))

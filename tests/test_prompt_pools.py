@@ -1,0 +1,422 @@
+"""Prompt pools: what each image is given, by hand; and what an experience owns stays as it was left."""
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize, scaled_dot_product_attention
+
+from clsim.backbones.load import load_backbone
+from clsim.data.batches import Batch
+from clsim.data.streams import Info
+from clsim.errors import RequestError
+from clsim.events import State
+from clsim.learner import learner_state
+from clsim.parts.prompts import Behind, PerExperience, Prefixes, Progress, blocks_of, centres, cosines
+from clsim.strategies.coda_prompt import CodaPrompt, off_orthonormal, orthonormal
+from clsim.strategies.dualprompt import DualPrompt
+from clsim.strategies.s_prompts import SPrompts
+
+INFO = Info(tuple("abcdef"), (), "class", 3)  # three experiences of two classes
+WIDTH = 32  # of vit_nano's two blocks
+POOLS = [DualPrompt, CodaPrompt, SPrompts]
+
+
+def make(kind, **fields):
+    torch.manual_seed(0)
+    strategy = kind(**fields)
+    return strategy, strategy.build(load_backbone("vit_nano"), INFO)
+
+
+def batch_of(learner, count=6, first=0):
+    images = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(first))
+    with torch.no_grad():
+        return Batch(images, learner.tower(images), first + torch.arange(count) % 2)
+
+
+def begin(strategy, learner, index):
+    """A State at the start of experience `index`, whose classes are two of their own."""
+    classes = (2 * index, 2 * index + 1)
+    s = State(learner.train(), INFO, 0, experience=SimpleNamespace(index=index, classes=classes), seen=classes)
+    s.batch = batch_of(learner, first=2 * index)
+    s.clean_batches = lambda: iter([s.batch])
+    strategy.before_training_exp(s)
+    return s
+
+
+def learn(strategy, s, steps=2):
+    optimizer = strategy.configure_optimizer(s.learner)
+    for _ in range(steps):
+        s.logits = s.learner(s.batch)
+        optimizer.zero_grad()
+        strategy.loss(s).backward()
+        optimizer.step()
+    if hasattr(strategy, "after_training_exp"):
+        strategy.after_training_exp(s)
+
+
+def trained(learner):
+    return sum(p.numel() for p in learner.parameters() if p.requires_grad)
+
+
+# shared parts
+
+
+def test_prefixes_put_the_first_half_before_keys_and_the_second_before_values():
+    keys, values = torch.zeros(2, 3, 1), torch.ones(2, 3, 1)
+    prompt = torch.tensor([[[5.0], [6.0], [7.0], [8.0]]])
+    sites = Prefixes({1: prompt})
+    k, v = sites.keys_values(1, keys, values)
+    assert k[:, :, 0].tolist() == [[5, 6, 0, 0, 0]] * 2 and v[:, :, 0].tolist() == [[7, 8, 1, 1, 1]] * 2
+    assert sites.keys_values(0, keys, values)[0] is keys
+
+
+@torch.no_grad()
+def test_prefixes_in_the_tower_equal_attention_over_more_keys_by_hand():
+    tower = load_backbone("vit_nano").image
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompt = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(1))
+    x = tower.embed(images)
+    for i, block in enumerate(tower.vit.blocks):
+        q, k, v = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+        if i == 1:
+            k, v = torch.cat([prompt[:, :2], k], dim=1), torch.cat([prompt[:, 2:], v], dim=1)
+        q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in (q, k, v))
+        x = x + block.attn.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+    assert torch.allclose(tower(images, Prefixes({1: prompt})), tower.pool(tower.vit.norm(x)), atol=1e-5)
+
+
+def test_cosines_by_hand():
+    found = cosines(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[4.0, 3.0], [-5.0, 0.0]]))
+    assert torch.allclose(found, torch.tensor([[0.96, -0.6], [0.6, 0.0]]))
+
+
+def test_only_the_current_experience_s_own_gets_a_gradient():
+    owned = PerExperience(torch.arange(6.0).view(3, 2))
+    every = owned(1)
+    assert every.tolist() == [[0, 1], [2, 3], [4, 5]]
+    every.sum().backward()
+    assert [own.grad is None for own in owned.each] == [True, False, True]
+
+
+def test_the_experience_is_known_in_training_and_where_the_protocol_reveals_it():
+    progress = Progress(3)
+    progress.begin(2)
+    assert progress.train().told(Batch(torch.zeros(2, 1))).tolist() == [2, 2]
+    assert progress.eval().told(Batch(torch.zeros(2, 1))) is None
+    assert progress.told(Batch(torch.zeros(2, 1), task=1)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [DualPrompt, SPrompts])
+def test_where_the_task_is_revealed_its_own_prompts_answer(kind):
+    strategy, learner = make(kind)
+    for index in range(3):
+        learn(strategy, begin(strategy, learner, index))
+    batch = batch_of(learner.eval())
+    with torch.no_grad():
+        free = learner(batch)
+        told = [learner(dataclasses.replace(batch, task=task)) for task in range(3)]
+        assert not any(torch.allclose(a, b, atol=1e-5) for a, b in itertools.combinations(told, 2))
+        assert all(any(torch.allclose(row, each[i], atol=1e-5) for each in told) for i, row in enumerate(free))
+
+
+def test_progress_is_kept_with_the_weights():
+    progress, again = Progress(3), Progress(3)
+    progress.begin(2)
+    again.load_state_dict(progress.state_dict())
+    assert again.current == 2 and again.begun.tolist() == [False, False, True]
+
+
+def test_centres_by_hand_and_as_many_as_there_are_places():
+    features = torch.tensor([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]])
+    assert sorted(centres(features, 2, seed=5).tolist()) == [[0, 1], [10, 1]]
+    assert centres(features[:1].expand(7, 2), 5, seed=5).tolist() == [[0, 0]]
+    many = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(centres(many, 5, seed=5), centres(many, 5, seed=5))
+
+
+# all three
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_what_other_experiences_own_gets_no_gradient_and_stays(kind, optimizer):
+    strategy, learner = make(kind, optimizer=optimizer, weight_decay=0.1, lr=0.01)
+    learn(strategy, begin(strategy, learner, 0))
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    learn(strategy, begin(strategy, learner, 1))
+    moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
+    silent = {name for name, p in learner.named_parameters() if p.grad is None}
+    own = {name for name in before if name.startswith(("experts.", "keys.", "attention.", "prompts.", "heads."))}
+    of_second = {name for name in own if ".1" in name}
+    assert len(of_second) == len(own) / 3 > 0
+    assert own & moved == of_second and own - of_second <= silent
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_an_image_s_logits_depend_on_it_alone(kind):
+    strategy, learner = make(kind)
+    for index in range(3):
+        learn(strategy, begin(strategy, learner, index))
+    learner.eval()
+    every = [batch_of(learner, count=4, first=2 * i) for i in range(3)]
+    batch = Batch(torch.cat([b.images for b in every]), torch.cat([b.features for b in every]))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        logits = learner(batch)
+        assert torch.allclose(learner(Batch(batch.images[order], batch.features[order])), logits[order], atol=1e-5)
+        single = [learner(Batch(batch.images[i : i + 1], batch.features[i : i + 1])) for i in range(12)]
+    assert torch.allclose(torch.cat(single), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_bfloat16_learns_and_answers_in_float32(kind):
+    strategy, learner = make(kind)
+    learner.tower.to(torch.bfloat16)
+    s = begin(strategy, learner, 0)
+    s.batch = dataclasses.replace(s.batch, features=s.batch.features.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        s.logits = learner(s.batch)
+    strategy.loss(s).backward()
+    assert s.logits.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+    prompts = learner.experts if kind is DualPrompt else learner.prompts
+    assert prompts.each[0].grad.any()
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_what_evaluation_needs_is_saved_with_the_learner(kind):
+    strategy, learner = make(kind)
+    for index in range(2):
+        learn(strategy, begin(strategy, learner, index))
+    again = strategy.build(load_backbone("vit_nano"), INFO)
+    again.load_state_dict(learner_state(learner), strict=False)
+    batch = batch_of(learner)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(batch), learner.eval()(batch))
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_experiences_that_never_came_do_not_serve(kind):
+    """As where all are merged into the last."""
+    strategy, learner = make(kind)
+    learn(strategy, begin(strategy, learner, 2))
+    batch = batch_of(learner)
+    learner.eval()
+    with torch.no_grad():
+        logits = learner(batch)
+        for name, p in learner.named_parameters():
+            if name.split(".")[-1] in ("0", "1") or name.startswith(("heads.0", "heads.1")):
+                p.fill_(100.0)
+        # classes that no experience learned are the first head's where each has its own
+        assert torch.equal(learner(batch)[:, 4:], logits[:, 4:]) and torch.isfinite(logits).all()
+
+
+def test_parameters_are_as_many_as_the_formulas_say():
+    head = 6 * (WIDTH + 1)
+    assert trained(make(DualPrompt)[1]) == 1 * 6 * WIDTH + 3 * (1 * 20 * WIDTH + WIDTH) + head
+    assert trained(make(CodaPrompt, blocks=2)[1]) == 3 * 2 * 10 * (8 * WIDTH + 2 * WIDTH) + head
+    assert trained(make(SPrompts)[1]) == 3 * (10 * WIDTH + head)
+
+
+def test_mask_is_that_of_prompt_pools():
+    assert {kind().mask for kind in POOLS} == {"current"}
+
+
+@pytest.mark.parametrize(
+    "kind, fields, words",
+    [
+        (DualPrompt, {"general_blocks": 2}, "general_blocks=2 and expert_blocks=1 take 3 blocks; the tower has 2"),
+        (CodaPrompt, {"blocks": 3}, "blocks=3 take 3 blocks; the tower has 2"),
+    ],
+)
+def test_a_tower_too_shallow_is_refused(kind, fields, words):
+    with pytest.raises(RequestError, match=words):
+        make(kind, **fields)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_tower_without_blocks_is_refused(kind):
+    with pytest.raises(RequestError, match="no transformer"):
+        kind().build(SimpleNamespace(image=SimpleNamespace(layers=[], depth=0)), INFO)
+
+
+@pytest.mark.parametrize(
+    "kind, fields, words",
+    [
+        (DualPrompt, {"expert_length": 5}, "expert_length must be even"),
+        (DualPrompt, {"general_blocks": 0}, "general_blocks must be at least 1"),
+        (DualPrompt, {"lr_base": -1.0}, "lr_base must be at least 0"),
+        (CodaPrompt, {"prompt_length": 3}, "prompt_length must be even"),
+        (CodaPrompt, {"components": 0}, "components must be at least 1"),
+        (CodaPrompt, {"ortho": -1.0}, "ortho must be at least 0"),
+        (SPrompts, {"centres": 0}, "centres must be at least 1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(kind, fields, words):
+    with pytest.raises(ValueError, match=words):
+        kind(**fields)
+
+
+# DualPrompt
+
+
+def test_dualprompt_gives_blocks_their_share_of_the_tower():
+    for depth, expected in {2: (1, 1), 6: (1, 2), 12: (2, 3), 24: (4, 6)}.items():
+        tower = SimpleNamespace(depth=depth)
+        assert (blocks_of(tower, None, 2), blocks_of(tower, None, 3)) == expected
+    assert blocks_of(tower, 7, 2) == 7
+
+
+def test_dualprompt_takes_the_task_s_expert_in_training_and_the_nearest_learned_one_after():
+    strategy, learner = make(DualPrompt)
+    similarity = torch.tensor([[0.1, 0.5, 0.9], [0.7, 0.2, 0.9]])
+    begin(strategy, learner, 0)
+    s = begin(strategy, learner, 1)
+    assert learner.nearest(similarity).tolist() == [1, 0], "the third is nearest and has not come yet"
+    learner(s.batch)
+    own = torch.nn.functional.cosine_similarity(s.batch.features, learner.keys.each[1][None])
+    assert torch.allclose(learner.match, own, atol=1e-6)
+
+
+@torch.no_grad()
+def test_dualprompt_is_the_tower_behind_general_and_expert_prefixes():
+    strategy, learner = make(DualPrompt)
+    for index in range(3):
+        begin(strategy, learner, index)
+    batch = batch_of(learner)
+    logits = learner.eval()(batch)
+    keys = torch.stack(list(learner.keys.each))
+    for i, feature in enumerate(batch.features):
+        nearest = max(range(3), key=lambda t: float(normalize(feature, dim=0) @ normalize(keys[t], dim=0)))
+        prompts = {0: learner.general[:1], 1: learner.experts.each[nearest]}
+        alone = learner.head(learner.tower(batch.images[i : i + 1], Prefixes(prompts)))
+        assert torch.allclose(alone[0], logits[i], atol=1e-5)
+
+
+def test_dualprompt_pulls_the_task_s_key_to_the_stream_s_images_only():
+    strategy, learner = make(DualPrompt, pull=0.5)
+    s = begin(strategy, learner, 1)
+    s.batch = dataclasses.replace(s.batch, replayed=2)
+    s.logits = learner(s.batch)
+    key = learner.keys.each[1]
+    pull = torch.nn.functional.cosine_similarity(s.batch.features[:4], key[None]).mean()
+    expected = cross_entropy(s.logits[:, 2:4], s.batch.labels - 2) - 0.5 * pull
+    loss = strategy.loss(s)
+    assert torch.isclose(loss, expected, atol=1e-6)
+    loss.backward()
+    (by_hand,) = torch.autograd.grad(-0.5 * pull, key)
+    assert torch.allclose(key.grad, by_hand, atol=1e-6), "the cross-entropy never reaches the key"
+
+
+# CODA-Prompt
+
+
+def test_coda_penalty_by_hand():
+    # B B' = [[1, 1], [1, 2]]
+    assert off_orthonormal(torch.tensor([[1.0, 0.0], [1.0, 1.0]])) == 0.75
+    _, learner = make(CodaPrompt, components=1, prompt_length=2, blocks=2)
+    learner.progress.begin(0)
+    learner.progress.begin(1)
+    assert learner.penalty().item() == pytest.approx(0, abs=1e-10), "orthonormal at the start"
+    with torch.no_grad():
+        learner.keys.each[0].mul_(2)  # of two keys in each block one has a square of 4: (4 - 1)^2 / 4 in both blocks
+        learner.prompts.each[0][1].copy_(learner.prompts.each[1][1])  # the same component twice in one: 2 * 1^2 / 4
+    assert learner.penalty().item() == pytest.approx(2 * 9 / 4 + 2 / 4, abs=1e-5)
+
+
+def test_coda_starts_from_unit_vectors_orthogonal_as_far_as_the_width_allows():
+    rows = orthonormal(3, 2, 4, 8)
+    assert rows.shape == (3, 2, 4, 8)
+    first = rows[:, 1].flatten(0, 1)
+    assert torch.allclose(first.norm(dim=1), torch.ones(12), atol=1e-5)
+    assert torch.allclose(first[:8] @ first[:8].T, torch.eye(8), atol=1e-5)
+
+
+@torch.no_grad()
+def test_coda_composes_each_image_s_prompt_of_the_components_begun():
+    strategy, learner = make(CodaPrompt, components=2, prompt_length=2, blocks=2)
+    begin(strategy, learner, 0)
+    begin(strategy, learner, 1)
+    queries = batch_of(learner, count=3).features
+    composed = learner.compose(queries)
+    assert list(composed) == [0, 1]
+    for block, prompts in composed.items():
+        for i, query in enumerate(queries):
+            expected = torch.zeros(2, WIDTH)
+            for task in (0, 1):
+                for m in range(2):
+                    attended = query * learner.attention.each[task][block, m]
+                    key = learner.keys.each[task][block, m]
+                    weight = (attended @ key) / (attended.norm() * key.norm())
+                    expected += weight * learner.prompts.each[task][block, m]
+            assert torch.allclose(prompts[i], expected, atol=1e-6)
+    # samples do not mix: another neighbour changes nothing
+    other = torch.stack([queries[0], queries[2] + 1, -queries[1]])
+    assert torch.allclose(learner.compose(other)[0][0], composed[0][0], atol=1e-6)
+    assert not torch.allclose(learner.compose(other)[0][1], composed[0][1], atol=1e-4)
+
+
+def test_coda_loss_adds_the_weighted_penalty():
+    strategy, learner = make(CodaPrompt, ortho=0.3)
+    s = begin(strategy, learner, 0)
+    with torch.no_grad():
+        learner.keys.each[0].mul_(2)
+    s.logits = learner(s.batch)
+    expected = cross_entropy(s.logits[:, :2], s.batch.labels) + 0.3 * learner.penalty()
+    assert learner.penalty() > 0 and torch.isclose(strategy.loss(s), expected, atol=1e-6)
+
+
+# S-Prompts
+
+
+@torch.no_grad()
+def test_s_prompts_takes_prompts_and_head_of_the_nearest_centre():
+    strategy, learner = make(SPrompts, centres=2)
+    for index in range(3):
+        strategy.after_training_exp(begin(strategy, learner, index))
+    batch = batch_of(learner, first=4)
+    chosen = learner.nearest(batch.features)
+    logits = learner.eval()(batch)
+    for i, feature in enumerate(normalize(batch.features)):
+        distance = (learner.centres - feature).norm(dim=2).amin(dim=1)
+        nearest = int(distance.argmin())
+        assert int(chosen[i]) == nearest
+        alone = learner.tower(batch.images[i : i + 1], Behind(learner.prompts.each[nearest][None]))
+        own = [2 * nearest, 2 * nearest + 1]
+        assert torch.allclose(learner.heads[nearest](alone)[0, own], logits[i, own], atol=1e-5)
+        assert int(logits[i].argmax()) in own
+
+
+def test_s_prompts_keeps_the_centres_of_unit_features_and_nothing_of_experiences_to_come():
+    strategy, learner = make(SPrompts, centres=1)
+    s = begin(strategy, learner, 1)
+    strategy.after_training_exp(s)
+    assert torch.allclose(learner.centres[1, 0], normalize(s.batch.features).mean(dim=0), atol=1e-6)
+    assert torch.isinf(learner.centres[[0, 2]]).all()
+    assert learner.nearest(s.batch.features).tolist() == [1] * 6
+
+
+def test_s_prompts_puts_classes_of_other_experiences_below_by_their_own_heads():
+    _, learner = make(SPrompts)
+    learner.begin(0, (0, 1))
+    learner.begin(1, (2, 3))
+    scores = torch.zeros(2, 3, 6)
+    scores[:, 0] = torch.tensor([1.0, 2.0, 50.0, 50.0, 0.0, 0.0])
+    scores[:, 1] = torch.tensor([60.0, 60.0, 7.0, 9.0, 0.0, 0.0])
+    answers = learner.answer(scores, torch.tensor([0, 1]))
+    # each class by the head that learned it: 1, 2, 7, 9; those not chosen move until 9 is one below the smallest chosen
+    assert answers[0, :4].tolist() == [1, 2, 7 - 9, 0]
+    assert answers[1, :4].tolist() == [6 + 1 - 9, 6 + 2 - 9, 7, 9]
+    assert answers[0].argmax() == 1 and answers[1].argmax() == 3
+
+
+def test_s_prompts_in_a_domain_stream_answers_with_the_chosen_head_alone():
+    _, learner = make(SPrompts)
+    learner.begin(0, tuple(range(6)))
+    learner.begin(1, tuple(range(6)))
+    scores = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(learner.answer(scores, torch.tensor([1, 0])), torch.stack([scores[0, 1], scores[1, 0]]))
