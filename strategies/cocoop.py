@@ -9,11 +9,15 @@ from torch.nn.functional import normalize
 
 from clsim import Strategy
 from clsim.data.batches import Batch
+from clsim.parts.text import TEMPLATE, Begun, TextHead, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 
 class ConditionalClassifier(nn.Module):
-    """Image features from the bank against class names in a context that each image shifts."""
+    """Image features from the bank against class names in a context that each image shifts.
+
+    Against names in the plain template until training begins.
+    """
 
     def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoCoOp") -> None:
         super().__init__()
@@ -22,8 +26,12 @@ class ConditionalClassifier(nn.Module):
         hidden = max(1, text.out_dim // how.reduction)
         self.meta_net = nn.Sequential(nn.Linear(text.out_dim, hidden), nn.ReLU(), nn.Linear(hidden, text.width))
         self.scale = text.logit_scale
+        self.begun = Begun()
+        self.plain = TextHead(class_features(text, class_names, (TEMPLATE,)), text.logit_scale)
 
     def forward(self, batch: Batch) -> Tensor:
+        if not self.begun():
+            return self.plain(batch.features)
         images = normalize(batch.features.float(), dim=1)
         with torch.autocast(images.device.type, enabled=False):
             shift = self.meta_net(images)  # eq. 4 of the paper: the same for every vector

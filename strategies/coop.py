@@ -6,12 +6,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from clsim import Strategy
+from clsim.parts.text import TEMPLATE, Begun, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 from clsim.parts.tuned import BankFeatures, TextClassifier
 
 
 class ContextClasses(nn.Module):
-    """Class names in a learned context."""
+    """Class names in a learned context; in the plain template until training begins."""
+
+    plain: Tensor
 
     def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoOp") -> None:
         super().__init__()
@@ -19,8 +22,12 @@ class ContextClasses(nn.Module):
         copies = (len(class_names),) if how.class_specific else ()
         self.context = new_context(text, how.context_length, how.init, copies)
         self.class_specific = how.class_specific
+        self.begun = Begun()
+        self.register_buffer("plain", class_features(text, class_names, (TEMPLATE,)), persistent=False)
 
     def forward(self) -> Tensor:
+        if not self.begun():
+            return self.plain
         return self.prompted.each(self.context) if self.class_specific else self.prompted(self.context[None])[0]
 
 

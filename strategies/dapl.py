@@ -9,16 +9,19 @@ from torch.nn.functional import cross_entropy
 
 from clsim import State, Strategy
 from clsim.data.batches import Batch
-from clsim.parts.text import class_features, cosine_logits, readable
+from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 SOURCE, TARGET = 0, 1
 
 
 class DomainPrompts(nn.Module):
-    """Image features from the bank against each class twice: as the source has it, and as the target."""
+    """Image features from the bank against each class twice: as the source has it, and as the target.
 
-    fixed: Tensor
+    Against names in the plain template until training begins.
+    """
+
+    plain: Tensor
 
     def __init__(self, text: Any, info: Any, how: "Dapl") -> None:
         super().__init__()
@@ -34,7 +37,8 @@ class DomainPrompts(nn.Module):
         self.domain_context = new_context(text, how.domain_length, copies=(2,))
         self.class_specific = how.class_specific
         self.scale = text.logit_scale
-        self.register_buffer("fixed", class_features(text, info.class_names, ("a photo of a {}.",)))
+        self.begun = Begun()
+        self.register_buffer("plain", class_features(text, info.class_names, (TEMPLATE,)), persistent=False)
         self.kept: dict[int, Tensor] = {}  # class features of each block, while nothing can move them
         self.on_source: Tensor | None = None  # (B,2K) logits of the training batch, source block first
         self.on_target: Tensor | None = None  # (B',2K) of its target images; None without
@@ -57,13 +61,15 @@ class DomainPrompts(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
-            return cosine_logits(batch.features, self.classes(self.block), self.scale)
+            classes = self.classes(self.block) if self.begun() else self.plain
+            return cosine_logits(batch.features, classes, self.scale)
+        self.begun()
         both = torch.cat([self.classes(SOURCE), self.classes(TARGET)])
         self.on_source = cosine_logits(batch.features, both, self.scale)
         self.on_target = self.pseudo = None
         if batch.target is not None:
             self.on_target = cosine_logits(batch.target.features, both, self.scale)
-            self.pseudo = cosine_logits(batch.target.features, self.fixed, self.scale)
+            self.pseudo = cosine_logits(batch.target.features, self.plain, self.scale)
         return self.on_source.chunk(2, dim=1)[SOURCE]
 
 

@@ -34,11 +34,15 @@ def make_loop(tmp_path, strategy="linear", parts=(), **fields):
     job = runner.Job.prepare(only)
     info = job.benchmark.info
     learner, tower = build_learner(job.strategy, job.backbone, info, 0, torch.device("cpu"), bf16=False)
-    loaders = [
+    train, test = (
         job._loader(t, tower, torch.device("cpu")) for t in (job.benchmark.train_table, job.benchmark.test_table)
-    ]
-    state = State(learner, info, 0)
-    return Loop(job.strategy, job.benchmark, *loaders, state, parts, False, save=lambda loop: None)
+    )
+    tests, state = {test.table.fingerprint: test}, State(learner, info, 0)
+    return Loop(job.strategy, job.benchmark, train, tests, state, parts, False, save=lambda loop: None)
+
+
+def loader_of_tests(loop):
+    return loop.test_loaders[loop.benchmark.test_table.fingerprint]
 
 
 def test_events_come_in_order(tmp_path):
@@ -93,7 +97,7 @@ def test_evaluation_batches_carry_no_labels_and_always_the_same_number_of_images
 
     loop = make_loop(tmp_path)
     rows = np.arange(70)
-    predicted = predict_rows(Watch(), loop.test_loader, rows, (7, 3), loop._autocast)
+    predicted = predict_rows(Watch(), loader_of_tests(loop), rows, (7, 3), loop._autocast)
     assert predicted.tolist() == [7] * 70, "the first allowed class wins a tie"
     assert [len(batch) for batch in seen] == [EVAL_BATCH] * 2
     assert all(batch.labels is None and batch.rows is None and batch.domains is None for batch in seen)
@@ -109,7 +113,7 @@ def test_classes_not_yet_learned_are_never_predicted(tmp_path):
     loop = make_loop(tmp_path)
     allowed = loop.benchmark.train_stream[0].classes
     assert 5 not in allowed
-    assert set(predict_rows(Second(), loop.test_loader, np.arange(20), allowed, loop._autocast)) <= set(allowed)
+    assert set(predict_rows(Second(), loader_of_tests(loop), np.arange(20), allowed, loop._autocast)) <= set(allowed)
 
 
 def test_rows_of_the_class_protocol_end_at_the_diagonal(tmp_path):

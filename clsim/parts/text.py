@@ -8,6 +8,8 @@ from torch.nn.functional import normalize
 
 from clsim.backbones.clip import TextTower
 
+TEMPLATE = "a photo of a {}."
+
 
 def readable(name: str) -> str:
     """A class or domain name as it stands in a prompt: ``art_painting`` -> ``art painting``."""
@@ -39,6 +41,26 @@ class TextHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B,E) image features -> (B,K) logits."""
         return cosine_logits(features, self.classes, self.scale)
+
+
+class Begun(nn.Module):
+    """Whether training has begun. Until then learned words are left aside, and classification is zero-shot.
+
+    So the row before any training of a run with text is zero-shot CLIP, whatever the words start from.
+    """
+
+    flag: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("flag", torch.tensor(False))
+
+    def forward(self) -> bool:
+        """Yes, from the first time this is asked in training."""
+        if self.training:
+            self.flag.fill_(True)
+            return True
+        return bool(self.flag)
 
 
 def cosine_logits(features: Tensor, classes: Tensor, scale: float) -> Tensor:

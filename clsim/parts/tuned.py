@@ -12,12 +12,11 @@ from clsim.backbones.towers import PLAIN, Sites, Tower
 from clsim.data.batches import Batch
 from clsim.errors import RequestError
 from clsim.parts.heads import LinearHead
-from clsim.parts.text import cosine_logits, readable
+from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording
 from clsim.parts.tuners import EncodedTokens, Tokens, require_blocks
 
 Where = Literal["image", "text", "both"]
-TEMPLATE = "a photo of a {}."
 
 
 class TunedImage(nn.Module):
@@ -62,7 +61,9 @@ class TunedText(nn.Module):
 
 
 class TextsInContext(nn.Module):
-    """Features of class names behind learned words."""
+    """Features of class names behind learned words; of the plain template until training begins."""
+
+    plain: Tensor
 
     def __init__(
         self, tower: TextTower, class_names: tuple[str, ...], words: Tokens | EncodedTokens, count: int
@@ -71,10 +72,12 @@ class TextsInContext(nn.Module):
         super().__init__()
         self.prompted = PromptedText(tower, Wording.of(tower, class_names, count))
         self.words = words
+        self.begun = Begun()
+        self.register_buffer("plain", class_features(tower, class_names, (TEMPLATE,)), persistent=False)
 
     def forward(self) -> Tensor:
         """(K,E) features of the classes."""
-        return self.prompted(self.words())[0]  # type: ignore[no-any-return]
+        return self.prompted(self.words())[0] if self.begun() else self.plain  # type: ignore[no-any-return]
 
 
 class Headed(nn.Module):

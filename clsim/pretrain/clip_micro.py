@@ -18,10 +18,9 @@ from clsim.backbones.load_clip import MICRO, small_clip, small_towers
 from clsim.data import captions, glyphs
 from clsim.data.streams import DataAccess
 from clsim.data.transforms import evaluation
-from clsim.parts.text import class_features, cosine_logits
+from clsim.parts.text import TEMPLATE, class_features, cosine_logits
 from clsim.pretrain.trainer import Trainer, features_with_drop, save_half
 
-TEMPLATE = "a photo of a {}."
 ENSEMBLE = tuple(text.format(d=d, c="{}") for d in glyphs.DOMAINS for text in ("a {d} of a {c}.", "{c}, {d}"))
 TEST_IMAGES = 30  # of each class and domain, to measure quality
 TEST_SEED = 1  # of the glyphs that measure quality; the recipe's seed makes those trained on
