@@ -77,6 +77,7 @@ class State:
     epoch: int = 0  # within the experience
     step: int = 0  # updates since the run began
     exp_steps: int = 0  # updates that this experience will take
+    exp_first: int = 0  # `step` at its first
     optimizer: torch.optim.Optimizer | None = None
     rows: NDArray[np.int64] | None = None  # rows of the training table in this batch, from the stream
     replay: NDArray[np.int64] | None = None  # (*) before_training_iteration: rows to learn beside them
@@ -94,3 +95,8 @@ class State:
     # the learner's float32 logits of a batch in the run's precision, with other weights for some names if given
     forward: Callable[[Batch, Mapping[str, torch.Tensor] | None], torch.Tensor] | None = None
     log: Callable[[str, Any], None] = lambda name, value: None  # keep a number or a list of numbers under a name
+
+    @property
+    def progress(self) -> float:
+        """How much of the experience's training is done, from 0 to 1."""
+        return (self.step - self.exp_first) / self.exp_steps if self.exp_steps else 0.0

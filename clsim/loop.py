@@ -90,11 +90,13 @@ class Loop:
         s.seen = tuple(sorted({*s.seen, *experience.classes}))
         s.mask, s.forward, s.replay_batch = self.strategy.mask, self._forward, self._replay_batch
         s.clean_batches = lambda: self.train_loader.clean(experience.rows, EVAL_BATCH)
+        per_epoch = -(-len(experience.rows) // self.strategy.batch_size) if self.strategy.has_gradients else 0
+        s.exp_steps, s.exp_first = per_epoch * self.strategy.epochs, s.step - per_epoch * s.epoch
         resumed = s.epoch > 0  # only where a single experience was interrupted between epochs
         if not resumed:
             self._raise("before_training_exp")
         if self.strategy.has_gradients:
-            self._epochs(experience, resumed, single)
+            self._epochs(experience, per_epoch, resumed, single)
         else:
             self._fit(experience)
         s.epoch = 0
@@ -110,10 +112,8 @@ class Loop:
         self.cost.images += len(experience.rows)
         self.cost.seconds_training += time.perf_counter() - began
 
-    def _epochs(self, experience: Experience, resumed: bool, single: bool) -> None:
+    def _epochs(self, experience: Experience, per_epoch: int, resumed: bool, single: bool) -> None:
         s, strategy = self.state, self.strategy
-        per_epoch = -(-len(experience.rows) // strategy.batch_size)
-        s.exp_steps = per_epoch * strategy.epochs
         if not resumed:
             s.optimizer = strategy.configure_optimizer(s.learner)
         s.learner.train()

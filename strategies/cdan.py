@@ -38,6 +38,6 @@ class Cdan(Strategy):
         loss, learner = super().loss(s), s.learner
         if learner.on_target is None:
             return loss
-        strength = self.trade_off * ramp(s.step / s.exp_steps)
+        strength = self.trade_off * ramp(s.progress)
         source, target = multilinear(learner.source, s.logits), multilinear(learner.target, learner.on_target)
         return loss + adversarial_loss(learner.discriminator, source, target, strength)

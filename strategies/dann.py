@@ -38,5 +38,5 @@ class Dann(Strategy):
         loss, learner = super().loss(s), s.learner
         if learner.on_target is None:
             return loss
-        strength = self.trade_off * ramp(s.step / s.exp_steps)
+        strength = self.trade_off * ramp(s.progress)
         return loss + adversarial_loss(learner.discriminator, learner.source, learner.target, strength)

@@ -446,7 +446,8 @@ def test_time_left(monkeypatch):
     recorder, s = Console(benchmark(NAMES)), fresh_state()
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    s.experience, s.trained, s.exp_steps, s.step = SimpleNamespace(index=1), 1, 10, 10  # a resumed run: 1/3 is done
+    s.experience, s.trained, s.exp_steps = SimpleNamespace(index=1), 1, 10
+    s.step = s.exp_first = 10  # a resumed run: 1/3 is done
     s.loss, s.batch = torch.tensor(0.5), Batch(torch.zeros(8, 3, 2, 2))
     recorder.before_training(s)
     recorder.before_training_exp(s)

@@ -62,7 +62,6 @@ class Console(Part):
             self._task = self._progress.add_task("", total=1.0)
         self._shown = -PAUSE  # when the display was last drawn
         self._began: tuple[float, float] | None = None  # time, and the share of the run done before
-        self._first_step = 0  # of the experience
         self._epoch_began = 0.0
         self._epoch_images = 0
 
@@ -78,7 +77,6 @@ class Console(Part):
 
     def before_training_exp(self, s: State) -> None:
         """Show which experience begins."""
-        self._first_step = s.step
         self._show_training(s, loss="-")
 
     def before_training_epoch(self, s: State) -> None:
@@ -135,7 +133,7 @@ class Console(Part):
     def _share(self, s: State) -> float:
         """The share of the run's training that is done, experiences counting the same."""
         assert s.experience is not None
-        current = (s.step - self._first_step) / s.exp_steps if s.exp_steps else 0.0
+        current = s.progress
         after = self._experiences - 1 - s.experience.index  # none for joint training, a single last experience
         return (s.trained + current) / (s.trained + 1 + after)
 
