@@ -45,6 +45,7 @@ class DomainPrompts(nn.Module):
         self.pseudo: Tensor | None = None  # (B',K) zero-shot logits of those
 
     def train(self, mode: bool = True) -> "DomainPrompts":
+        """Between training and evaluation the vectors may have moved."""
         self.kept = {}
         return super().train(mode)
 

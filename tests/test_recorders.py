@@ -52,7 +52,8 @@ class Ear:
 
 
 def benchmark(names):
-    return SimpleNamespace(test_stream=[SimpleNamespace(name=name) for name in names])
+    stream = [SimpleNamespace(name=name) for name in names]
+    return SimpleNamespace(train_stream=stream, test_stream=stream)
 
 
 def fresh_state(num_experiences=3):

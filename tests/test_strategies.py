@@ -60,6 +60,13 @@ def test_finishes_with_every_file_of_the_contract(whole):
     assert all(value is not None or reasons[name] for name, value in whole.metrics.items())
 
 
+def test_nothing_is_kept_twice_under_two_names(whole):
+    kept = final_weights(whole)
+    varied = [name for name, tensor in kept.items() if tensor.numel() > 1 and len(tensor.unique()) > 1]
+    twins = [(a, b) for i, a in enumerate(varied) for b in varied[:i] if torch.equal(kept[a], kept[b])]
+    assert not twins
+
+
 def test_the_same_run_again_is_bit_identical(whole, tmp_path):
     again = finished(whole.summary["strategy"], tmp_path)
     assert again.matrix == whole.matrix

@@ -141,11 +141,11 @@ class Prefix(nn.Module, Sites):
     def __init__(self, source: Pairs | EncodedPairs) -> None:
         super().__init__()
         self.source = source
-        self.made: Tensor | None = None  # in this forward pass: every block takes its part
+        self.made: tuple[Tensor, ...] = ()  # in this forward pass: every block takes its part
 
     def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if block == 0 or self.made is None:
-            self.made = self.source()
+        if block == 0:
+            self.made = self.source().unbind()  # no Parameter, which would count as this module's own
         k, v = (each.to(keys.dtype).expand(len(keys), -1, -1) for each in self.made[block])
         return torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1)
 
