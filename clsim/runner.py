@@ -19,13 +19,14 @@ import torch
 
 from clsim import checkpoint, config, plugins
 from clsim.backbones import registry
-from clsim.backbones.features import FeatureBank
+from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
 from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
+from clsim.data.transforms import Augmentation
 from clsim.errors import RequestError
 from clsim.events import Part, State
 from clsim.learner import build_learner, learner_state
@@ -183,7 +184,7 @@ class Job:
         loop = Loop(
             self.strategy,
             self.benchmark,
-            self._loader(self.benchmark.train_table, bank_tower, device),
+            self._loader(self.benchmark.train_table, bank_tower, device, self.strategy.feature_views()),
             {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream},
             state,
             [*parts, journal, shown],
@@ -194,9 +195,16 @@ class Job:
             restore(loop, parts, saved)
         return loop, journal
 
-    def _loader(self, table: ImageTable, tower: Tower | None, device: torch.device) -> Loader:
-        bank = None if tower is None else FeatureBank(tower, table, device, config.cache_dir())
-        return Loader(table, self.backbone.image.pixels, self.strategy.reads(), device, bank)
+    def _loader(self, table: ImageTable, tower: Tower | None, device: torch.device, views: int = 0) -> Loader:
+        pixels, reads = self.backbone.image.pixels, self.strategy.reads()
+        if tower is None:
+            return Loader(table, pixels, reads, device)
+        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        banks = [
+            FeatureBank(tower, table, device, config.cache_dir(), view)
+            for view in (None, *(View(number, how) for number in range(views)))
+        ]
+        return Loader(table, pixels, reads, device, banks[0], banks[1:])
 
     def _finish(self, loop: Loop, journal: Journal) -> None:
         """Write what is read of a finished run; summary.json last."""

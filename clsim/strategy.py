@@ -50,6 +50,10 @@ class Strategy(Part):
         """What the learner looks at: "images", "features" (of the frozen tower, on clean images), or both."""
         return {"images"}
 
+    def feature_views(self) -> int:
+        """How many augmented views of each image training features come from; 0: they are of the clean image."""
+        return 0
+
     def build(self, backbone: Any, info: Any) -> nn.Module:
         """The learner, a module that maps a Batch to (B, info.num_classes) logits.
 

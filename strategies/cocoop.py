@@ -60,6 +60,7 @@ class CoCoOp(Strategy):
     )
     warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
     weight_decay: float = 5e-4  # of every trained parameter
+    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
 
     needs_text: ClassVar[bool] = True
     scores_unseen: ClassVar[bool] = True
@@ -67,12 +68,15 @@ class CoCoOp(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context_length", "reduction"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, low in (("context_length", 1), ("reduction", 1), ("views", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
 
     def reads(self) -> set[str]:
         return {"features"}
+
+    def feature_views(self) -> int:
+        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         return ConditionalClassifier(backbone.text, info.class_names, self)

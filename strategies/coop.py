@@ -35,7 +35,7 @@ class ContextClasses(nn.Module):
 class CoOp(Strategy):
     """Context optimisation: learned words around the class names. Zhou et al. 2022, arXiv:2109.01134.
 
-    Both towers are frozen. Trained on features from the bank, of images that are not augmented. `epochs` in the paper:
+    Both towers are frozen; images are features from the bank. `epochs` in the paper:
     50 for one image a class, 100 for two and four, 200 for more.
     """
 
@@ -51,6 +51,7 @@ class CoOp(Strategy):
     )
     warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
     weight_decay: float = 5e-4  # of every trained parameter
+    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
 
     needs_text: ClassVar[bool] = True
     scores_unseen: ClassVar[bool] = True
@@ -63,9 +64,14 @@ class CoOp(Strategy):
         super().__post_init__()
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1, not {self.context_length}")
+        if self.views < 0:
+            raise ValueError(f"views must be at least 0, not {self.views}")
 
     def reads(self) -> set[str]:
         return {"features"}
+
+    def feature_views(self) -> int:
+        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         texts = ContextClasses(backbone.text, info.class_names, self)

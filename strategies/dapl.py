@@ -96,6 +96,7 @@ class Dapl(Strategy):
         "cosine_epochs"  # of lr in an experience: by step or epoch
     )
     weight_decay: float = 5e-4  # of every trained parameter
+    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
 
     needs_text: ClassVar[bool] = True
     scores_unseen: ClassVar[bool] = True
@@ -103,14 +104,17 @@ class Dapl(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context_length", "domain_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, low in (("context_length", 1), ("domain_length", 1), ("views", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
 
     def reads(self) -> set[str]:
         return {"features"}
+
+    def feature_views(self) -> int:
+        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         return DomainPrompts(backbone.text, info, self)

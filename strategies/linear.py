@@ -3,22 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from clsim import Strategy
-from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
-
-
-class LinearProbe(nn.Module):
-    """A linear head on features from the bank."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.head = LinearHead(width, num_classes)
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(batch.features)
+from clsim.parts.tuned import BankFeatures, Headed
 
 
 @dataclass(kw_only=True)
@@ -31,4 +20,4 @@ class Linear(Strategy):
         return {"features"}
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
-        return LinearProbe(backbone.image.out_dim, info.num_classes)
+        return Headed(BankFeatures(), LinearHead(backbone.image.out_dim, info.num_classes))

@@ -115,3 +115,21 @@ def test_a_batch_as_batches_of_one_image_each(table):
     assert torch.equal(torch.cat([single.labels for single in singles]), batch.labels)
     assert all(single.images is None and single.domains is None for single in singles)
     assert [single.replayed for single in singles] == [0, 0, 1]
+
+
+def test_training_features_come_from_a_view_of_each_image(table):
+    class View:
+        def __init__(self, number):
+            self.number = number
+
+        def rows(self, rows):
+            return torch.stack([torch.from_numpy(rows), torch.full((len(rows),), self.number)], dim=1).float()
+
+    rows = np.arange(20)
+    with_views = Loader(table, PIXELS, {"features"}, CPU, RowNumbers(), [View(0), View(1), View(2)])
+    draw = generator()
+    first = with_views.train(rows, Augmentation(), draw).features
+    assert first[:, 0].tolist() == rows.tolist() and set(first[:, 1].tolist()) == {0, 1, 2}
+    assert not torch.equal(with_views.target(rows, Augmentation(), draw).features, first), "drawn anew every time"
+    for clean in (*with_views.clean(rows, 20), *(batch for _, batch in with_views.unlabelled(rows, 20))):
+        assert torch.equal(clean.features, RowNumbers().rows(rows))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from clsim import rng
 from clsim.backbones import features
-from clsim.backbones.features import BLOCK, FeatureBank
+from clsim.backbones.features import BLOCK, FeatureBank, View
 from clsim.backbones.load import load_backbone
-from clsim.data.transforms import evaluation
+from clsim.data.transforms import Augmentation, augmented, evaluation
 
 CPU = torch.device("cpu")
 
@@ -118,3 +119,22 @@ def test_a_full_disk_leaves_no_bank(tower, table, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         FeatureBank(tower, table, CPU, tmp_path)
     assert not list((tmp_path / "features").iterdir())
+
+
+def test_views_are_augmented_images_of_their_own(tower, table, tmp_path):
+    how = Augmentation(0.5)
+    rows = np.array([3, 40])
+    clean, first, second = (
+        FeatureBank(tower, table, CPU, tmp_path, view) for view in (None, View(0, how), View(1, how))
+    )
+    found = [bank.rows(rows) for bank in (clean, first, second)]
+    assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
+    block = torch.from_numpy(table.images[:BLOCK])
+    with torch.no_grad():
+        expected = tower(augmented(block, tower.pixels, how, rng.generator(1, "view", 0))).float()
+    assert torch.allclose(found[2][0], expected[3], atol=1e-5 if tower.dtype == torch.float32 else 0.05)
+    assert FeatureBank(tower, table, CPU, tmp_path, View(1, Augmentation(0.5, flip=False))).folder != second.folder
+    at_once = FeatureBank(tower, table, CPU, tmp_path / "b", View(0, how))
+    at_once.fill(np.arange(len(table)))
+    first.fill(np.arange(len(table))[::-1])
+    assert contents(at_once) == contents(first), "whatever the order"

@@ -6,33 +6,48 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clsim import rng
 from clsim.backbones.towers import Tower
 from clsim.data.table import ImageTable
-from clsim.data.transforms import evaluation
+from clsim.data.transforms import Augmentation, augmented, evaluation
 
 BLOCK = 32  # rows computed together; a feature's last bits depend on the shape of its batch, so this never varies
 
 
+class View(NamedTuple):
+    """An augmented image for each clean one; which crops it has depends on nothing but these."""
+
+    number: int
+    how: Augmentation
+
+
 class FeatureBank:
-    """Pooled features of a table's clean images under a frozen tower, in a file that all runs share.
+    """Pooled features of a table's images under a frozen tower, in a file that all runs share: of the clean images, or
+    of one augmented view of each.
 
     Rows are computed when first asked for, in fixed blocks of neighbouring rows, so that whoever fills a block,
     whenever and in whatever order, writes the same bits: a bank that is half filled, interrupted, or filled by two
     processes at once equals one filled at a stroke. A block counts as filled once its flag is set, after its data.
     """
 
-    def __init__(self, tower: Tower, table: ImageTable, device: torch.device, cache_dir: Path) -> None:
+    def __init__(
+        self, tower: Tower, table: ImageTable, device: torch.device, cache_dir: Path, view: View | None = None
+    ) -> None:
         self.tower = tower
         self.table = table
         self.device = device
+        self.view = view
         self.bytes_each = torch.finfo(tower.dtype).bits // 8
         key = f"{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}"
+        if view is not None:
+            key += f"/view {view.number}, crops from {view.how.crop_min}{', mirrored' * view.how.flip}"
         self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
         if not self.folder.exists():
             self._create()
@@ -61,10 +76,17 @@ class FeatureBank:
         stop = min(start + BLOCK, len(self.table))
         images = np.array(self.table.images[start:stop])
         images = np.pad(images, ((0, BLOCK - len(images)), (0, 0), (0, 0), (0, 0)))
-        pixels = evaluation(torch.from_numpy(images).to(self.device), self.tower.pixels)
+        pixels = self._pixels(torch.from_numpy(images).to(self.device), block)
         features = self.tower(pixels)[: stop - start].to(self.tower.dtype).cpu().contiguous()
         os.pwrite(data, features.view(torch.uint8).numpy().tobytes(), start * self.tower.out_dim * self.bytes_each)
         os.pwrite(flags, b"\x01", block)
+
+    def _pixels(self, images: Tensor, block: int) -> Tensor:
+        """(BLOCK,3,H,W) uint8 -> (BLOCK,3,S,S)."""
+        if self.view is None:
+            return evaluation(images, self.tower.pixels)
+        draw = rng.generator(self.view.number, "view", block)
+        return augmented(images, self.tower.pixels, self.view.how, draw)
 
     def _create(self) -> None:
         """Files of the full size, put in place at once. The space is claimed now: a full disk is an error here."""

@@ -43,32 +43,36 @@ class Batch:
 class Loader:
     """Makes batches of a table's rows, loading nothing that the strategy does not read."""
 
-    def __init__(self, table: ImageTable, pixels: Pixels, reads: set[str], device: torch.device, bank=None) -> None:  # type: ignore[no-untyped-def]
-        """`bank` is the table's FeatureBank; needed where `reads` has "features"."""
+    def __init__(  # type: ignore[no-untyped-def]
+        self, table: ImageTable, pixels: Pixels, reads: set[str], device: torch.device, bank=None, views=()
+    ) -> None:
+        """`bank` is the table's FeatureBank, needed where `reads` has "features"; `views` those of augmented images.
+
+        With `views`, training features are of one view of each image, drawn anew every time.
+        """
         self.table = table
         self.pixels = pixels
         self.reads = reads
         self.device = device
         self.bank = bank
+        self.views = views
 
     def train(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator, replayed: int = 0) -> Batch:
-        """A labelled batch with augmented images; features are of the clean ones."""
-        batch = self._labelled(rows, replayed)
-        if "images" in self.reads:
-            batch = replace(batch, images=augmented(self._pixels(rows), self.pixels, how, generator))
-        return batch
+        """A labelled batch with augmented images; features are of the clean ones, or of views."""
+        target = self.target(rows, how, generator)
+        return replace(self._labelled(rows, replayed), images=target.images, features=target.features)
 
     def target(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator) -> Batch:
-        """An unlabelled batch with augmented images; features are of the clean ones."""
+        """The same without labels."""
         images = augmented(self._pixels(rows), self.pixels, how, generator) if "images" in self.reads else None
-        return Batch(images, self._features(rows))
+        return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows))
 
     def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
         """Labelled batches of `size` rows, in order, not augmented."""
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
             images = evaluation(self._pixels(chosen), self.pixels) if "images" in self.reads else None
-            yield replace(self._labelled(chosen, 0), images=images)
+            yield replace(self._labelled(chosen, 0), images=images, features=self._features(chosen))
 
     def unlabelled(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, Batch]]:
         """(count, batch) pairs for evaluation: the first `count` images of a batch count.
@@ -88,11 +92,17 @@ class Loader:
     def _features(self, rows: NDArray[np.int64]) -> Tensor | None:
         return self.bank.rows(rows).to(self.device) if "features" in self.reads else None
 
+    def _viewed(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Features of a view of each image."""
+        chosen = torch.randint(len(self.views), (len(rows),), generator=generator)
+        every = torch.stack([bank.rows(rows) for bank in self.views])
+        return every[chosen, torch.arange(len(rows))].to(self.device)
+
     def _labelled(self, rows: NDArray[np.int64], replayed: int) -> Batch:
         table = self.table
         domains = None if table.domains is None else torch.from_numpy(table.domains[rows]).to(self.device)
         labels = torch.from_numpy(table.labels[rows]).to(self.device)
-        return Batch(None, self._features(rows), labels, rows, domains, replayed=replayed)
+        return Batch(None, None, labels, rows, domains, replayed=replayed)
 
 
 def filled_up(items: NDArray[Any], size: int) -> NDArray[Any]:

@@ -1,14 +1,16 @@
-"""Training steps of CoOp and CoCoOp against a plain implementation: ``python tests/benchmarks/clip_prompts.py``.
+"""Training steps of CoOp, CoCoOp and DAPL against a plain implementation: ``python tests/benchmarks/clip_prompts.py``.
 
 CLIP ViT-B/16's shapes with random weights, 65 classes. The plain implementation is written as published: float32, every
 class's whole sequence of 77 tokens through the text tower, the image tower in the step. clsim reads the features of
 its images from the bank, as in a run, cuts texts at their end, and computes once what classes share. Both sides take
-turns; printed are medians, and the median of the ratios within a round.
+turns; printed are medians, and the median of the ratios within a round. What clsim's side leaves out of its steps,
+the image tower, is printed beside: a run takes it once for each image, or K times with ``views=K``.
 """
 
 import argparse
 import statistics
 import time
+from types import SimpleNamespace
 
 import open_clip
 import torch
@@ -20,32 +22,41 @@ from clsim.backbones.load import Backbone
 from clsim.data.batches import Batch
 from clsim.data.streams import Info
 from clsim.data.transforms import Pixels
+from clsim.events import State
 
 # Office-Home's are as long: one or two words
 WORDS = "alarm bottle bed bike bucket calendar candle chair clock computer couch curtain desk drill fan".split()  # noqa: SIM905
 NAMES = (*WORDS, *(f"{WORDS[i % 15]} {WORDS[i % 13]}" for i in range(50)))
 
 
-class Plain(nn.Module):
-    """CoOp and CoCoOp as published, in open_clip's modules: contexts (B,M,D), or one for all images."""
+class Texts(nn.Module):
+    """Whole sequences of class names behind vectors, in open_clip's modules."""
 
-    def __init__(self, clip: nn.Module, length: int, conditional: bool) -> None:
+    def __init__(self, clip: nn.Module, length: int, ending: str = ".") -> None:
         super().__init__()
-        self.clip = clip
-        tokens = open_clip.get_tokenizer("ViT-B-16")([f"{' '.join(['X'] * length)} {name}." for name in NAMES])
-        self.tokens, self.length = tokens, length
+        self.clip, self.length = clip, length
+        self.tokens = open_clip.get_tokenizer("ViT-B-16")([f"{'X ' * length}{name}{ending}" for name in NAMES])
         with torch.no_grad():
-            self.words = clip.token_embedding(tokens)
-        self.context = nn.Parameter(0.02 * torch.randn(length, 512))
-        self.meta = nn.Sequential(nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 512)) if conditional else None
+            self.words = clip.token_embedding(self.tokens)
 
-    def classes(self, context: Tensor) -> Tensor:
-        """(M,D) -> (K,E) unit features of whole sequences."""
+    def forward(self, context: Tensor) -> Tensor:
+        """(M,D) -> (K,E) unit features."""
         clip, length = self.clip, self.length
         x = torch.cat([self.words[:, :1], context.expand(len(NAMES), -1, -1), self.words[:, 1 + length :]], dim=1)
         x = clip.ln_final(clip.transformer(x + clip.positional_embedding, attn_mask=clip.attn_mask))
         x = x[torch.arange(len(x)), self.tokens.argmax(1)] @ clip.text_projection
         return nn.functional.normalize(x, dim=1)
+
+
+class Plain(nn.Module):
+    """CoOp and CoCoOp as published: one context for all images, or one for each."""
+
+    def __init__(self, clip: nn.Module, length: int, conditional: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        self.classes = Texts(clip, length)
+        self.context = nn.Parameter(0.02 * torch.randn(length, 512))
+        self.meta = nn.Sequential(nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 512)) if conditional else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,224,224) -> (B,K) logits."""
@@ -56,17 +67,42 @@ class Plain(nn.Module):
         return torch.stack([100 * self.classes(self.context + s) @ f for f, s in zip(features, shifts, strict=True)])
 
 
-def plain_step(length: int, size: int, conditional: bool):
-    """A step of the plain implementation, images/s of `size` images."""
+class PlainDapl(nn.Module):
+    """DAPL as published: the words of both domains, source and target images through the image tower."""
+
+    def __init__(self, clip: nn.Module, length: int) -> None:
+        super().__init__()
+        self.clip = clip
+        self.texts = nn.ModuleList(Texts(clip, 2 * length, f", a {domain} image.") for domain in ("art", "clipart"))
+        self.context = nn.Parameter(0.02 * torch.randn(length, 512))
+        self.domains = nn.Parameter(0.02 * torch.randn(2, length, 512))
+        with torch.no_grad():
+            self.fixed = Texts(clip, 0)(torch.empty(0, 512))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(2B,3,224,224), source before target -> (2B,2K) logits, (B,) pseudo labels."""
+        features = nn.functional.normalize(self.clip.encode_image(images), dim=1)
+        words = [torch.cat([self.context, domain]) for domain in self.domains]
+        classes = torch.cat([texts(context) for texts, context in zip(self.texts, words, strict=True)])
+        return 100 * features @ classes.T, (features[len(images) // 2 :] @ self.fixed.T).argmax(1)
+
+
+def plain_step(name: str, size: int):
+    """A step of the plain implementation on `size` images, and as many of the target."""
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-16").requires_grad_(False).eval()
-    model = Plain(clip, length, conditional)
-    images, labels = torch.randn(size, 3, 224, 224), torch.arange(size) % 65
+    model = PlainDapl(clip, LENGTHS[name]) if name == "dapl" else Plain(clip, LENGTHS[name], name == "cocoop")
+    images, labels = torch.randn((1 + (name == "dapl")) * size, 3, 224, 224), torch.arange(size) % 65
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 2e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        said = model(images)
+        if name == "dapl":
+            logits, pseudo = said
+            nn.functional.cross_entropy(logits, torch.cat([labels, pseudo + 65])).backward()
+        else:
+            nn.functional.cross_entropy(said, labels).backward()
         optimizer.step()
 
     return step
@@ -75,26 +111,51 @@ def plain_step(length: int, size: int, conditional: bool):
 def our_step(name: str, size: int, **fields):
     """A step of clsim's strategy as a run on a machine with bfloat16 takes it."""
     torch.manual_seed(0)
-    clip = open_clip.create_model("ViT-B-16")
-    text = TextTower(clip, open_clip.get_tokenizer("ViT-B-16"))
-    backbone = Backbone("random", ClipVisionTower(clip.visual, Pixels(224)), text)
+    backbone = random_backbone()
+    info = Info(NAMES, ("art", "clipart"), "pair", 1)
+    # no pseudo label of random weights is sure: with a threshold of 0 all of them are learned, as in the plain step
+    strategy = plugins.load("strategies", name)(**fields, **({"threshold": 0.0} if name == "dapl" else {}))
+    learner = strategy.build(backbone, info)
     for tower in backbone.towers():
-        tower.requires_grad_(False).eval()
-    strategy = plugins.load("strategies", name)(**fields)
-    learner = strategy.build(backbone, Info(NAMES, (), "class", 1))
-    text.to(torch.bfloat16)
-    batch = Batch(None, torch.randn(size, 512), torch.arange(size) % 65)
+        tower.to(torch.bfloat16)
+    target = Batch(None, torch.randn(size, 512)) if name == "dapl" else None
+    batch = Batch(None, torch.randn(size, 512), torch.arange(size) % 65, target=target)
+    everything = tuple(range(65))
+    s = State(learner, info, 0, SimpleNamespace(classes=everything), seen=everything)
     optimizer = strategy.configure_optimizer(learner)
     learner.train()
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = learner(batch).float()
+            s.batch, s.logits = batch, learner(batch).float()
         optimizer.zero_grad()
-        nn.functional.cross_entropy(logits, batch.labels).backward()
+        strategy.loss(s).backward()
         optimizer.step()
 
     return step
+
+
+def random_backbone() -> Backbone:
+    """CLIP ViT-B/16 with random weights, frozen."""
+    clip = open_clip.create_model("ViT-B-16")
+    text = TextTower(clip, open_clip.get_tokenizer("ViT-B-16"))
+    backbone = Backbone("random", ClipVisionTower(clip.visual, Pixels(224)), text)
+    for tower in backbone.towers():
+        tower.requires_grad_(False).eval()
+    return backbone
+
+
+def feature_rate(size: int) -> float:
+    """Images/s of the frozen image tower in bfloat16: what filling the bank costs."""
+    tower = random_backbone().image.to(torch.bfloat16)
+    images = torch.randn(size, 3, 224, 224)
+
+    @torch.no_grad()
+    def step() -> None:
+        tower(images)
+
+    step()
+    return size / seconds(step, 3)
 
 
 def seconds(step, count: int) -> float:
@@ -105,12 +166,15 @@ def seconds(step, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
+LENGTHS = {"coop": 16, "cocoop": 4, "dapl": 16}  # learned vectors; dapl has as many again for each domain
+SIZES = {"coop": 32, "cocoop": 1, "dapl": 32}  # images a step, as published
 CASES = {
     "coop": [
         ("shared, end", {}), ("shared, middle", {"class_position": "middle"}),
         ("shared, front", {"class_position": "front"}), ("class-specific", {"class_specific": True}),
     ],
     "cocoop": [("end", {})],
+    "dapl": [("shared", {}), ("class-specific", {"class_specific": True})],
 }  # fmt: skip
 
 
@@ -121,8 +185,8 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CASES))
     given = parser.parse_args()
     for name in CASES if given.only is None else (given.only,):
-        size, length = (32, 16) if name == "coop" else (1, 4)
-        plain = plain_step(length, size, conditional=name == "cocoop")
+        size = SIZES[name]
+        plain = plain_step(name, size)
         ours = {title: our_step(name, size, **fields) for title, fields in CASES[name]}
         for step in ours.values():
             step()
@@ -136,6 +200,7 @@ def main() -> None:
         for title, times in found.items():
             ratio = statistics.median(a / b for a, b in zip(theirs, times, strict=True))
             print(f"  {title:15} {size / statistics.median(times):8.2f} images/s, {ratio:.1f} times")
+    print(f"features for the bank, once for each image or view: {feature_rate(32):.2f} images/s")
 
 
 if __name__ == "__main__":
