@@ -22,6 +22,7 @@ METRICS = (
     "learning_accuracy",
 )
 ADAPTATION = ("target_accuracy", "target_class_mean", "target_test_accuracy", "source_accuracy", "adaptation_gain")
+BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
 BASELINE = "source_only"  # what adaptation is measured against where there is no zero-shot classifier
 # of each run: its summary's costs, and trainable parameters in % of the backbone's
 COSTS = (
@@ -91,7 +92,8 @@ class Group:
     @property
     def measures(self) -> tuple[str, ...]:
         """The metrics that tell about its scenario, the most important first."""
-        return ADAPTATION if "target_accuracy" in self.runs[0].figures else METRICS
+        figures = self.runs[0].figures
+        return next((names for names in (ADAPTATION, BASE_TO_NEW) if names[0] in figures), METRICS)
 
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it has no meaning."""

@@ -156,7 +156,7 @@ class _Layer:
 def plan(
     options: Mapping[str, Any], fields: Sequence[str] | Mapping[str, Any], toml: Path | None = None
 ) -> list[RunConfig]:
-    """Every run that is asked for: each strategy with each seed, in the order given.
+    """Every run that is asked for: each strategy with each seed, in the order given, on each pair of domains.
 
     `options` has OPTIONS, None standing for "not given"; `fields` ``name=value`` texts, or a mapping, with names as
     on the command line (``x``, ``l2p.x``, ``scenario.x``); `toml` is a file with the same tree. Loads the plug-ins to
@@ -229,7 +229,8 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    on_scenario = resolved(make(scenario_class, file.scenario | line.scenario, scenario_name))
+    asked = make(scenario_class, file.scenario | line.scenario, scenario_name)
+    on_scenario = [resolved(asked) | changes for changes in asked.expanded()]
     common = _checked_options(option)
     configs = []
     for name, full_name in strategies.items():
@@ -241,8 +242,10 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
         )
         settled = resolved(_fitting(make(classes[name], values[name], name), name, common["parts"]))
         for seed in _seeds(option("seed", 0)):
-            run = RunConfig(scenario, on_scenario, full_name, settled, backbone=backbone, seed=seed, **common)
-            configs.append(run)
+            configs += [
+                RunConfig(scenario, fields, full_name, settled, backbone=backbone, seed=seed, **common)
+                for fields in on_scenario
+            ]
     return configs
 
 

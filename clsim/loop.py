@@ -232,6 +232,8 @@ class Loop:
         s = self.state
         if self.benchmark.protocol == "pair":
             return metrics.adaptation(s.correct, s.total, s.before, s.confusion, self.strategy.scores_unseen)
+        if self.benchmark.tests_new_classes:
+            return metrics.base_to_new(s.correct, s.total)
         return metrics.measures(s.correct, s.total, before=s.before)
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -134,6 +134,29 @@ def adaptation(
     return Measures(values, notes)
 
 
+BASE_AND_NEW = "base classes are learned at once; see base_accuracy"
+NO_NEW = "this classifier cannot tell classes apart that it never trained on"
+
+
+def base_to_new(correct: Counts, total: Sequence[int]) -> Measures:
+    """Measures of learning base classes alone, from columns base and new, each told apart among its own classes.
+
+    - base_accuracy, new_accuracy
+    - harmonic_mean of the two: 2 b n / (b + n) (Zhou et al. 2022, arXiv:2203.05557, section 4.1); 0 if both are
+
+    Those of streams are None, and where new classes were not tested what needs them. Raises ValueError as
+    `accuracy_matrix` does.
+    """
+    base, new = (float(value) for value in accuracy_matrix(correct, total)[-1])
+    values: dict[str, float | None] = dict.fromkeys(REASONS)
+    notes = dict.fromkeys(REASONS, BASE_AND_NEW)
+    values |= {"base_accuracy": base, "new_accuracy": None, "harmonic_mean": None}
+    if np.isnan(new):
+        return Measures(values, notes | dict.fromkeys(("new_accuracy", "harmonic_mean"), NO_NEW))
+    values |= {"new_accuracy": new, "harmonic_mean": 2 * base * new / (base + new) if base + new else 0.0}
+    return Measures(values, notes)
+
+
 def _terms(
     rows: NDArray[np.float64], baseline: NDArray[np.float64], total: NDArray[np.float64]
 ) -> Mapping[str, NDArray[np.float64]]:

@@ -1,27 +1,38 @@
 """Glyph pair: embedded unsupervised adaptation from one drawn domain to another."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from clsim.data.domains import adaptation, direction, every_pair
 from clsim.data.glyph_tables import chosen_classes, train_and_test
-from clsim.data.streams import Benchmark, DataAccess, Scenario, adaptation
+from clsim.data.glyphs import DOMAINS
+from clsim.data.streams import Benchmark, DataAccess, Scenario
 
 
 @dataclass(kw_only=True)
 class GlyphPair(Scenario):
     """Drawn 32x32 pictures: a labelled source domain, an unlabelled target domain; nothing to download."""
 
-    source: str = "real"  # the domain with labels: clipart, infograph, painting, quickdraw, real, sketch
-    target: str = "sketch"  # the domain without
+    protocol: Literal["pair", "targets"] = "pair"  # one target, or one after the other
+    source: str = "real"  # the labelled domain: clipart, infograph, painting, quickdraw, real, sketch
+    target: str = "sketch"  # the unlabelled domain (pair)
+    sources: tuple[str, ...] = ()  # several labelled domains, in place of source
+    targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
+    pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
+    shots: int | None = None  # labelled images of each class in a source domain, drawn by order_seed; none: all
     train_per_class: int = 20  # training images of each class and domain; any number
     test_per_class: int = 10  # test images of each class and domain; any number
     classes: Literal["all", "seen", "held_out"] = "held_out"  # of the 100; held_out: 20 that clip_micro never saw
 
     def build(self, data: DataAccess) -> Benchmark:
-        """One experience, with the target's training images unlabelled."""
-        classes = chosen_classes(self.classes)
-        train, test = train_and_test(classes, [self.source, self.target], self.train_per_class, self.test_per_class)
-        return adaptation(self, train, test, self.source, self.target)
+        """The target's training images are unlabelled."""
+        domains = (*(self.sources or (self.source,)), self.target) if self.protocol == "pair" else DOMAINS
+        sizes = self.train_per_class, self.test_per_class
+        return adaptation(self, *train_and_test(chosen_classes(self.classes), domains, *sizes))
 
     def variant(self) -> str:
-        return f"{self.source}-{self.target}"
+        return direction(self)
+
+    def expanded(self) -> Sequence[Mapping[str, Any]]:
+        return every_pair(self, DOMAINS)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from clsim.data.glyph_tables import glyph_table
 from clsim.data.readers import Hub, Source, held_out
-from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, first_of_each_class
+from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, few_shot, first_of_each_class
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 from clsim.scenarios.five_datasets import SETS
@@ -44,7 +44,10 @@ class Transfer(Scenario):
     Choose hyper-parameters with split=tune: it trains on 80 % of the training images and tests on the other 20 %; test
     images are not even read. Then train on all of them with split=final; what counts is the last epoch.
     The training images are dealt out evenly: as many of each class as of any other, or one more, as far as there are
-    images; 80 % and 20 % are even, too. `order_seed` means nothing here.
+    images; 80 % and 20 % are even, too.
+
+    For few-shot learning `shots` takes the place of `train`, and base_to_new=true is CoCoOp's protocol (Zhou et al.
+    2022, arXiv:2203.05557): the first half of the classes is learned, and either is tested, among its own classes.
     """
 
     table: Literal[
@@ -52,30 +55,44 @@ class Transfer(Scenario):
     ] = "digits"  # the images; digits come with scikit-learn, and glyphs are drawn
     train: int | None = 1000  # training images; none: all
     split: Literal["final", "tune"] = "final"  # tune: the test images are a fifth of the training images
+    shots: int | None = None  # training images of each class, drawn by order_seed, in place of `train`
+    base_to_new: bool = False  # train on the first half of the classes, test both halves, each among its own
+
+    def __post_init__(self) -> None:
+        if self.split == "tune" and (self.shots is not None or self.base_to_new):
+            raise RequestError("split=tune is for train=N, without shots and base_to_new")
 
     def build(self, data: DataAccess) -> Benchmark:
-        """One training and one test experience with every class of the table."""
+        """One training and one test experience with every class of the table, or the latter for either half."""
         train = self._table(data, "train")
-        rows = self._dealt(train)
+        rows = self._dealt(train) if self.shots is None else self._shots(train)
         if self.split == "tune":
             test, cut = train, len(rows) - round(TUNE_SHARE * len(rows))
             rows, testing = rows[:cut], rows[cut:]
         else:
             test = self._table(data, "test")
             testing = first_of_each_class(test, np.arange(len(test)), self.test_per_class)
-        num_classes = len(train.class_names)
-        if len(set(train.labels[rows].tolist())) < num_classes:
-            raise RequestError(f"{len(rows)} training images are too few for the {num_classes} classes of {self.table}")
+        classes = tuple(range(len(train.class_names)))
+        if len(set(train.labels[rows].tolist())) < len(classes):
+            raise RequestError(
+                f"{len(rows)} training images are too few for the {len(classes)} classes of {self.table}"
+            )
         if train.class_names != test.class_names or len(testing) == 0:
             raise RequestError(f"the training and the test images of {self.table} do not fit together")
-        streams = [self._experience(train, rows), self._experience(test, testing)]
-        return Benchmark((streams[0],), (streams[1],), "class", flip=self.table not in UNMIRRORED)
+        flip = self.table not in UNMIRRORED
+        if not self.base_to_new:
+            learned, tested = (_among(0, *which, classes, self.table) for which in ((train, rows), (test, testing)))
+            return Benchmark((learned,), (tested,), "class", flip)
+        half = -(-len(classes) // 2)
+        learned, base = (_among(0, *which, classes[:half], "base") for which in ((train, rows), (test, testing)))
+        return Benchmark((learned,), (base, _among(1, test, testing, classes[half:], "new")), "task", flip)
 
     def variant(self) -> str:
-        return self.table if self.split == "final" else f"{self.table}-tune"
+        return "-".join([self.table, *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])
 
-    def _experience(self, table: ImageTable, rows: NDArray[np.int64]) -> Experience:
-        return Experience(0, table, np.sort(rows), tuple(range(len(table.class_names))), self.table)
+    def _shots(self, table: ImageTable) -> NDArray[np.int64]:
+        rows = first_of_each_class(table, np.arange(len(table)), self.train_per_class)
+        return few_shot(table, rows, self.shots, self.order_seed)
 
     def _dealt(self, table: ImageTable) -> NDArray[np.int64]:
         """The training rows in the order in which classes take turns: any beginning of it is even."""
@@ -106,3 +123,8 @@ class Transfer(Scenario):
         source = read("train")
         testing = held_out(source.names)
         return data.table(source.take(testing if split == "test" else ~testing), self.on_bad_image)
+
+
+def _among(index: int, table: ImageTable, rows: NDArray[np.int64], classes: tuple[int, ...], name: str) -> Experience:
+    """An experience of those rows that are of the classes."""
+    return Experience(index, table, np.sort(rows[np.isin(table.labels[rows], classes)]), classes, name)

@@ -10,11 +10,13 @@ from torch import nn
 from clsim import checkpoint, config, plugins, runner
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
-from clsim.data.streams import Info, Scenario, adaptation
+from clsim.data.domains import adaptation
+from clsim.data.streams import Info
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 from clsim.events import State
 from clsim.parts.adaptation import Reversed, adversarial_loss, class_confusion, multilinear, ramp
+from clsim.scenarios.glyph_pair import GlyphPair
 from clsim.strategies.dapl import SOURCE, TARGET, Dapl
 
 PAIR = ("dann", "cdan", "mcc", "source_only", "dapl", "coop", "zero_shot")
@@ -161,7 +163,7 @@ def tables():
 
 
 def test_columns_of_a_pair(tables):
-    benchmark = adaptation(Scenario(), *tables, "real_world", "CLIP")
+    benchmark = adaptation(GlyphPair(source="real_world", target="CLIP"), *tables)
     (learned,) = benchmark.train_stream
     assert [e.name for e in benchmark.test_stream] == ["target", "target test", "source test"]
     assert benchmark.info.domain_names == ("Real World", "clip")
@@ -172,7 +174,7 @@ def test_columns_of_a_pair(tables):
 
 
 def test_no_target_label_is_within_reach_of_training(tables):
-    benchmark = adaptation(Scenario(), *tables, "art", "clip")
+    benchmark = adaptation(GlyphPair(source="art", target="clip"), *tables)
     (learned,) = benchmark.train_stream
     table = learned.table
     assert set(table.labels[learned.rows]) == {0, 1}
@@ -181,11 +183,15 @@ def test_no_target_label_is_within_reach_of_training(tables):
 
 @pytest.mark.parametrize(
     "source, target, message",
-    [("art", "Art", "both 'art'"), ("real", "clip", "Real World"), ("art", "cilp", "did you mean 'clip'")],
+    [
+        ("art", "Art", "'art' is both source and target"),
+        ("real", "clip", "Real World"),
+        ("art", "cilp", "did you mean 'clip'"),
+    ],
 )
 def test_pairs_that_make_no_sense(tables, source, target, message):
     with pytest.raises(RequestError, match=message):
-        adaptation(Scenario(), *tables, source, target)
+        adaptation(GlyphPair(source=source, target=target), *tables)
 
 
 # runs

@@ -32,6 +32,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 # explained where the base class has them
 INHERITED = {
+    "feature_views",
+    "expanded",
     *("forward", "build", "reads", "parts", "experiences", "loss", "fit", "caveats", "learning_rate"),
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "about", "embed", "pool", "enter", "keys_values", "branch", "linear", "norm"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from clsim import metrics
 from clsim.metrics import accuracy_matrix, mean_and_interval, measures
 
 NAMES = [
@@ -196,3 +197,36 @@ def test_against_avalanche():
     assert measures(correct, total, before=True).values["forgetting"] == pytest.approx(
         np.mean(list(forgetting.result().values())) + 0.1 / 3
     )
+
+
+def test_base_to_new_by_hand():
+    found = metrics.base_to_new([[8, 3]], [10, 6])
+    assert (found.values["base_accuracy"], found.values["new_accuracy"]) == (0.8, 0.5)
+    assert found.values["harmonic_mean"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
+    assert found.values["average_accuracy"] is None and found.notes["average_accuracy"]
+    assert metrics.base_to_new([[0, 0]], [10, 6]).values["harmonic_mean"] == 0
+    blind = metrics.base_to_new([[8, None]], [10, 6])
+    assert blind.values["base_accuracy"] == 0.8
+    assert blind.values["new_accuracy"] is blind.values["harmonic_mean"] is None
+    assert "never trained on" in blind.notes["new_accuracy"] and "never trained on" in blind.notes["harmonic_mean"]
+    assert metrics.base_to_new([[1, 1], [8, 3]], [10, 6]).values["base_accuracy"] == 0.8, "after training"
+
+
+def test_adaptation_by_hand():
+    counts = np.array([[3, 1], [0, 2]])  # of class 0: 3 of 4 are right; of class 1: all
+    found = metrics.adaptation([[3, 1, 4], [5, 2, 3]], [6, 4, 5], True, counts, True)
+    assert found.values["target_accuracy"] == pytest.approx(5 / 6)
+    assert found.values["target_class_mean"] == pytest.approx((0.75 + 1) / 2)
+    assert found.values["target_test_accuracy"] == 0.5 and found.values["source_accuracy"] == 0.6
+    assert found.values["adaptation_gain"] == pytest.approx(2 / 6)
+    assert found.values["forgetting"] is None and found.notes["forgetting"]
+    plain = metrics.adaptation([[5, 2, 3]], [6, 4, 5], False, counts, False)
+    assert plain.values["adaptation_gain"] is None and "source_only" in plain.notes["adaptation_gain"]
+    counts = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    found = metrics.adaptation([[5, 2, 3]], [6, 4, 5], False, counts, False)
+    assert found.values["target_class_mean"] == pytest.approx(0.875), "a class without images takes no part"
+
+
+def test_confusion_counts_by_class_and_prediction():
+    found = metrics.confusion(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 1]), 3)
+    assert found.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from clsim import config, runner
 from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
 from clsim.scenarios.five_datasets import SETS, FiveDatasets
@@ -323,3 +324,36 @@ def test_transfer_resumes_between_epochs(tmp_path, monkeypatch):
     assert resumed.matrix == whole.matrix and resumed.metrics == whole.metrics
     assert all(torch.equal(tensor, weights[name]) for name, tensor in again.items())
     assert resumed.events["step"]["step"].tolist() == whole.events["step"]["step"].tolist()
+
+
+def test_transfer_shots(cache_dir):
+    tables = [
+        Transfer(table="digits", shots=4, order_seed=seed).build(access(None, cache_dir)).train_stream[0]
+        for seed in (0, 0, 1)
+    ]
+    assert np.bincount(tables[0].labels).tolist() == [4] * 10
+    assert tables[0].rows.tolist() == tables[1].rows.tolist() != tables[2].rows.tolist()
+
+
+def test_transfer_base_to_new(cache_dir):
+    scenario = Transfer(table="digits", shots=4, base_to_new=True)
+    benchmark = scenario.build(access(None, cache_dir))
+    (learned,), (base, new) = benchmark.train_stream, benchmark.test_stream
+    assert learned.classes == base.classes == (0, 1, 2, 3, 4) and new.classes == (5, 6, 7, 8, 9)
+    assert set(learned.labels) == set(base.labels) == set(base.classes) and set(new.labels) == set(new.classes)
+    assert len(base.rows) + len(new.rows) == len(base.table) and benchmark.tests_new_classes
+    assert scenario.variant() == "digits-base-to-new"
+    with pytest.raises(RequestError, match="split=tune is for train=N"):
+        Transfer(split="tune", shots=4)
+
+
+@pytest.mark.parametrize("strategy, blind", [("zero_shot", False), ("coop", False), ("linear", True)])
+def test_base_to_new_runs(strategy, blind, tmp_path):
+    options = {"scenario": "transfer", "strategy": strategy, "backbone": "clip_nano", "out": tmp_path}
+    fields = {"epochs": "1", "scenario.base_to_new": "true", "scenario.shots": "1", "scenario.test_per_class": "4"}
+    (run,) = runner.run_all(config.plan(options, fields, None), quiet=True)
+    assert run.matrix["total"] == [20, 20] and run.matrix["experiences"] == ["base", "new"]
+    correct = run.matrix["correct"][-1]
+    assert run.metrics["base_accuracy"] == correct[0] / 20
+    assert run.metrics["new_accuracy"] == (None if blind else correct[1] / 20)
+    assert (run.metrics["harmonic_mean"] is None) == blind

@@ -53,23 +53,34 @@ class Source:
         )
 
     @staticmethod
-    def join(sources: Sequence["Source"], prefixes: Sequence[str]) -> "Source":
-        """The sources one after the other, their classes kept apart: class "3" of "mnist" becomes "mnist 3"."""
+    def join(sources: Sequence["Source"], prefixes: Sequence[str], as_domains: bool = False) -> "Source":
+        """The sources one after the other, their classes kept apart: class "3" of "mnist" becomes "mnist 3".
+
+        With `as_domains` the classes are the same in all of them, and each source is a domain.
+        """
         first_row = np.cumsum([0, *(len(source.labels) for source in sources)])
-        first_class = np.cumsum([0, *(len(source.class_names) for source in sources)])
+        first_class = np.cumsum([0, *(0 if as_domains else len(source.class_names) for source in sources)])
 
         def read(i: int) -> bytes:
             part = int(np.searchsorted(first_row, i, side="right")) - 1
             return sources[part].read(i - int(first_row[part]))
 
         pairs = list(zip(prefixes, sources, strict=True))
-        joined = "/".join(f"{prefix}:{source.fingerprint}" for prefix, source in pairs)
+        class_names = tuple(f"{prefix} {name}" for prefix, source in pairs for name in source.class_names)
+        if as_domains:
+            class_names = sources[0].class_names
+            for prefix, source in pairs:
+                if source.class_names != class_names:
+                    raise RequestError(f"the classes of {prefix!r} are not those of {prefixes[0]!r}")
+        joined = "/".join(f"{prefix}:{source.fingerprint}" for prefix, source in pairs) + "/domains" * as_domains
         return Source(
             read=read,
             names=[f"{prefix}/{name}" for prefix, source in pairs for name in source.names],
             labels=np.concatenate([source.labels + first for source, first in zip(sources, first_class, strict=False)]),
-            class_names=tuple(f"{prefix} {name}" for prefix, source in pairs for name in source.class_names),
+            class_names=class_names,
             fingerprint=hashlib.blake2b(joined.encode(), digest_size=16).hexdigest(),
+            domains=np.repeat(np.arange(len(sources)), np.diff(first_row)) if as_domains else None,
+            domain_names=tuple(prefixes) if as_domains else (),
         )
 
 

@@ -1,10 +1,10 @@
 """Streams: a table's rows dealt out to experiences. Names follow Avalanche."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,12 @@ class Benchmark:
         return tuple(table for i, table in enumerate(every) if all(table is not other for other in every[:i]))
 
     @property
+    def tests_new_classes(self) -> bool:
+        """Whether there are test images of classes that are never trained on."""
+        learned = {c for experience in self.train_stream for c in experience.classes}
+        return any(not learned.issuperset(experience.classes) for experience in self.test_stream)
+
+    @property
     def info(self) -> Info:
         """What strategies are told."""
         table = self.train_table
@@ -132,6 +138,10 @@ class Scenario:
         """What joins the scenario's name in the run directory, e.g. ``Art-Clipart``; empty for most."""
         return ""
 
+    def expanded(self) -> Sequence[Mapping[str, Any]]:
+        """The changes of fields that make each of the runs it stands for; one without changes, for most."""
+        return ({},)
+
 
 def class_order(num_classes: int, order_seed: int) -> NDArray[np.int64]:
     """The order in which classes arrive, from a generator of its own; the given order where the seed is -1."""
@@ -154,6 +164,25 @@ def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int |
     return rows[rank < count]
 
 
+def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, order_seed: int) -> NDArray[np.int64]:
+    """`shots` of `rows` in every class (and domain), drawn by `order_seed`; the first ones where that is -1.
+
+    All of them where a class has no more, or where shots is None.
+    """
+    if shots is None:
+        return rows
+    if shots < 1:
+        raise RequestError(f"shots must be at least 1, not {shots}")
+    drawn = rows if order_seed == -1 else rows[np.random.default_rng(order_seed).permutation(len(rows))]
+    key = table.labels[drawn]
+    if table.domains is not None:
+        key = key + table.domains[drawn] * len(table.class_names)
+    place = np.argsort(key, kind="stable")
+    rank = np.empty(len(drawn), dtype=np.int64)
+    rank[place] = np.arange(len(drawn)) - np.searchsorted(key[place], key[place])
+    return np.sort(drawn[rank < shots])
+
+
 def class_incremental(
     scenario: Scenario,
     train: ImageTable,
@@ -168,7 +197,7 @@ def class_incremental(
 
     Raises RequestError if the classes do not divide evenly: none is ever left out in silence.
     """
-    _require_same_names(train, test)
+    require_same_names(train, test)
     num_classes = len(train.class_names)
     if groups is None:
         if not 1 <= classes_per_experience <= num_classes or num_classes % classes_per_experience:
@@ -203,7 +232,7 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
 
     Raises RequestError if a domain has no images to train on or to test with.
     """
-    _require_same_names(train, test)
+    require_same_names(train, test)
 
     def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
         if table.domains is None:
@@ -222,46 +251,7 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
     )
 
 
-def adaptation(
-    scenario: Scenario, train: ImageTable, test: ImageTable, source: str, target: str, flip: bool = True
-) -> Benchmark:
-    """A labelled source and an unlabelled target, to be learned at once: unsupervised domain adaptation.
-
-    Tested are the target's training images (as published figures are), and test images of the target and of the
-    source. The training table that strategies are given has the label -1 wherever an image is not the source's.
-    Raises RequestError for unknown domains, and for a source that is the target.
-    """
-    _require_same_names(train, test)
-    source, target = (matching_name("domain", name, train.domain_names) for name in (source, target))
-    if source == target:
-        raise RequestError(f"source and target are both {source!r}; there is nothing to adapt to")
-
-    def rows(table: ImageTable, domain: str, count: int | None) -> NDArray[np.int64]:
-        assert table.domains is not None
-        found = first_of_each_class(table, np.flatnonzero(table.domains == table.domain_names.index(domain)), count)
-        if len(found) == 0:
-            raise RequestError(f"no images of domain {domain!r}")
-        return found
-
-    learned, adapted = (rows(train, domain, scenario.train_per_class) for domain in (source, target))
-    hidden = np.full(len(train), -1, dtype=np.int64)
-    hidden[learned] = train.labels[learned]
-    classes = tuple(np.unique(train.labels[learned]).tolist())
-    name = f"{source} > {target}"
-    experience = Experience(0, replace(train, labels=hidden), learned, classes, name, source, unlabelled=adapted)
-    columns = (
-        ("target", train, adapted, target),
-        ("target test", test, rows(test, target, scenario.test_per_class), target),
-        ("source test", test, rows(test, source, scenario.test_per_class), source),
-    )
-    tested = tuple(
-        Experience(i, table, chosen, tuple(np.unique(table.labels[chosen]).tolist()), title, domain)
-        for i, (title, table, chosen, domain) in enumerate(columns)
-    )
-    return Benchmark((experience,), tested, protocol="pair", flip=flip, domain_names=(source, target))
-
-
-def _require_same_names(train: ImageTable, test: ImageTable) -> None:
+def require_same_names(train: ImageTable, test: ImageTable) -> None:
     """Labels are positions in the list of names: the two splits must mean the same by them."""
     for kind, ours, theirs in (
         ("class", train.class_names, test.class_names),

@@ -54,6 +54,18 @@ class ImageTable:
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         return cls(images, labels, class_names, digest, domains, domain_names)
 
+    def encoded(self) -> Source:
+        """The images as lossless files, to be joined with those of other sources."""
+        from PIL import Image
+
+        def read(i: int) -> bytes:
+            stream = io.BytesIO()
+            Image.fromarray(np.asarray(self.images[i]).transpose(1, 2, 0)).save(stream, "PNG")
+            return stream.getvalue()
+
+        names = [f"image {i}" for i in range(len(self))]
+        return Source(read, names, self.labels, self.class_names, self.fingerprint, self.domains, self.domain_names)
+
     @classmethod
     def decode(cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop") -> "ImageTable":
         """The source's images as RGB, from the cache if they were decoded before.

@@ -21,10 +21,11 @@ def draw(groups: Sequence[Group], file: Path) -> None:
     """
     panels: dict[str, list[Point]] = {}
     for group in groups:
-        trained, accuracies = group.mean("trainable_parameters"), group.values("average_accuracy")
+        trained, accuracies = group.mean("trainable_parameters"), group.values(group.measures[0])
         if trained is not None and accuracies:
             mean, half = mean_and_interval(accuracies)
-            panels.setdefault(group.scenario, []).append(
+            title = f"{group.scenario}, {group.measures[0].replace('_', ' ')}"
+            panels.setdefault(title, []).append(
                 Point(group.strategy, trained, 100 * mean, None if half is None else 100 * half)
             )
     if not panels:

@@ -128,7 +128,7 @@ def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
         axes.set_title(title, fontsize=10)
         axes.set_xscale("log")
         axes.set_xlabel("trainable parameters")
-        axes.set_ylabel("average accuracy, %")
+        axes.set_ylabel("accuracy, %")
         axes.grid(color="#e0e0e0", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,138 @@
+"""Streams over the domains of a table: one after the other, or a labelled source with unlabelled targets."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clsim.data.readers import Source, held_out
+from clsim.data.streams import (
+    Benchmark,
+    DataAccess,
+    Experience,
+    class_incremental,
+    domain_incremental,
+    few_shot,
+    first_of_each_class,
+    matching_name,
+    require_same_names,
+)
+from clsim.data.table import ImageTable
+from clsim.errors import RequestError
+
+
+class Domains(Protocol):
+    """The fields of a scenario whose images come from several domains."""
+
+    @property
+    def protocol(self) -> str:
+        """ "domain", "class", "pair" or "targets"."""
+
+    source: str  # the labelled domain
+    target: str  # the unlabelled one
+    sources: tuple[str, ...]  # several labelled domains, in place of `source`
+    targets: tuple[str, ...]  # of a sequence; none: every other domain
+    pairs: str  # "one" or "all"
+    shots: int | None  # labelled images of each class of a source
+    train_per_class: int | None
+    test_per_class: int | None
+    order_seed: int
+
+
+def cut(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
+    """Training and test images of a set without splits of its own: a fixed fifth, by a hash of the files' paths."""
+    testing = held_out(source.names)
+    return data.table(source.take(~testing), on_bad_image), data.table(source.take(testing), on_bad_image)
+
+
+def domain_benchmark(
+    scenario: Any, train: ImageTable, test: ImageTable, flip: bool = True, classes_per_experience: int = 0
+) -> Benchmark:
+    """The stream that `scenario.protocol` names, over the tables' domains. Raises RequestError as those streams do."""
+    if scenario.protocol == "domain":
+        return domain_incremental(scenario, train, test, flip)
+    if scenario.protocol == "class":
+        return class_incremental(scenario, train, test, classes_per_experience, flip=flip)
+    return adaptation(scenario, train, test, flip)
+
+
+def adaptation(scenario: Domains, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
+    """A labelled source with an unlabelled target, learned at once, or with one target after the other.
+
+    A pair is tested on the target's training images (as published figures are), and on test images of the target and
+    of the source. A sequence is tested on the training images of each of its targets. The training table that
+    strategies are given has the label -1 wherever an image is not the source's. Raises RequestError for unknown
+    domains, and for a source among the targets.
+    """
+    require_same_names(train, test)
+    sources, targets = _chosen(scenario, train.domain_names)
+
+    def rows(table: ImageTable, domains: Sequence[str], count: int | None) -> NDArray[np.int64]:
+        assert table.domains is not None
+        wanted = np.isin(table.domains, [table.domain_names.index(domain) for domain in domains])
+        found = first_of_each_class(table, np.flatnonzero(wanted), count)
+        if len(found) == 0:
+            raise RequestError(f"no images of domain {domains[0]!r}")
+        return found
+
+    learned = few_shot(train, rows(train, sources, scenario.train_per_class), scenario.shots, scenario.order_seed)
+    hidden = np.full(len(train), -1, dtype=np.int64)
+    hidden[learned] = train.labels[learned]
+    unlabelled = replace(train, labels=hidden)
+    classes = tuple(np.unique(train.labels[learned]).tolist())
+    adapted = [rows(train, [target], scenario.train_per_class) for target in targets]
+    title = " + ".join(sources)
+    stream = tuple(
+        Experience(i, unlabelled, learned, classes, f"{title} > {target}", target, unlabelled=found)
+        for i, (target, found) in enumerate(zip(targets, adapted, strict=True))
+    )
+    columns = [(target, train, found, target) for target, found in zip(targets, adapted, strict=True)]
+    if scenario.protocol == "pair":
+        (target,) = targets
+        columns = [
+            ("target", train, adapted[0], target),
+            ("target test", test, rows(test, [target], scenario.test_per_class), target),
+            ("source test", test, rows(test, sources, scenario.test_per_class), title),
+        ]
+    tested = tuple(
+        Experience(i, table, chosen, tuple(np.unique(table.labels[chosen]).tolist()), name, domain)
+        for i, (name, table, chosen, domain) in enumerate(columns)
+    )
+    return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))  # type: ignore[arg-type]
+
+
+def _chosen(scenario: Domains, known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of the source domains and of the targets, as the table has them."""
+    sources = [matching_name("domain", name, known) for name in scenario.sources or (scenario.source,)]
+    if scenario.protocol == "pair":
+        targets = [matching_name("domain", scenario.target, known)]
+    else:
+        targets = [matching_name("domain", name, known) for name in scenario.targets]
+        targets = targets or [name for name in known if name not in sources]
+    both = [name for name in sources if name in targets]
+    if both:
+        raise RequestError(f"{both[0]!r} is both source and target; there is nothing to adapt to")
+    for names in (sources, targets):
+        if len(set(names)) < len(names):
+            raise RequestError(f"{', '.join(names)}: each domain can be named once")
+    return sources, targets
+
+
+def direction(scenario: Domains) -> str:
+    """What joins the scenario's name in the run directory: ``Art-Clipart``; nothing where all domains are learned."""
+    if scenario.protocol not in ("pair", "targets"):
+        return ""
+    targets = (scenario.target,) if scenario.protocol == "pair" else scenario.targets or ("others",)
+    return "-".join(("+".join(scenario.sources or (scenario.source,)), *targets)).replace(" ", "_")
+
+
+def every_pair(scenario: Domains, known: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """The fields of each ordered pair of domains, where the scenario asks for all."""
+    if scenario.pairs == "one":
+        return ({},)
+    if scenario.protocol != "pair" or scenario.sources:
+        raise RequestError("pairs=all is for protocol=pair, from one source to one target")
+    return [{"pairs": "one", "source": a, "target": b} for a, b in itertools.permutations(known, 2)]
