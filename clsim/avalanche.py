@@ -39,7 +39,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return len(self.targets)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = np.array(self.experience.table.images[self.experience.rows[i]])  # a copy: tables may be read-only
+        (image,) = self.experience.table.pixels(self.experience.rows[i : i + 1])
         return evaluation(torch.from_numpy(image)[None], self.pixels)[0], self.targets[i]
 
 

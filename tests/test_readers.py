@@ -4,6 +4,8 @@ import shutil
 
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clsim.data.readers import Hub, Source, held_out, parquet_files, read_folder, read_parquet, subfolders
@@ -241,3 +243,22 @@ def test_joined_sources_keep_their_classes_apart():
     assert (
         Source.join([letters(3, "a", "f"), letters(2, "b", "g")], ["mnist", "svhn"]).fingerprint == joined.fingerprint
     )
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_row_groups_are_read_in_turn_and_few_are_kept(tmp_path, encode, monkeypatch, struct):
+    data = [bytes([i]) * 3 for i in range(25)]
+    column = [{"bytes": item, "path": f"{i}.png"} for i, item in enumerate(data)] if struct else data
+    for part, rows in enumerate((slice(0, 12), slice(12, 25))):
+        table = pa.table({"image": column[rows], "label": list(range(25))[rows]})
+        pq.write_table(table, tmp_path / f"train-{part}.parquet", row_group_size=5)
+    opened, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **rest: opened.append(i) or read(self, i, **rest)
+    )
+    source = read_parquet(sorted(tmp_path.glob("*.parquet")), "image", "label")
+    assert opened == [], "labels and paths come without images"
+    assert [source.read(i) for i in range(25)] == data
+    assert opened == [0, 1, 2, 0, 1, 2], "each group once"
+    assert source.names[13] == ("13.png" if struct else "row 13 of train-0.parquet")
+    assert source.read(3) == data[3] and opened[6:] == [0], "of six groups the first is not kept"

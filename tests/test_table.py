@@ -6,12 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import clsim
+from clsim import checkpoint
 from clsim.data import table as table_module
+from clsim.data.encoded import EncodedImages
 from clsim.data.readers import Source, read_parquet
 from clsim.data.table import ImageTable
-from clsim.errors import RequestError
+from clsim.errors import RequestError, RunFailed
 
 
 def pictures(count, height=6, width=6, seed=0):
@@ -146,7 +150,7 @@ def test_nothing_but_bad_images(tmp_path, encode):
 
 
 def test_an_interrupted_decode_leaves_no_table(tmp_path, encode, monkeypatch):
-    source, decode = source_of(pictures(5), [0] * 5, encode), table_module._decode
+    source, decode = source_of(pictures(5), [0] * 5, encode), table_module.decoded
     decoded = []
 
     def interrupted(*arguments):
@@ -155,11 +159,11 @@ def test_an_interrupted_decode_leaves_no_table(tmp_path, encode, monkeypatch):
         decoded.append(decode(*arguments))
         return decoded[-1]
 
-    monkeypatch.setattr(table_module, "_decode", interrupted)
+    monkeypatch.setattr(table_module, "decoded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ImageTable.decode(source, 32, tmp_path)
     assert list((tmp_path / "tables").iterdir()) == []
-    monkeypatch.setattr(table_module, "_decode", decode)
+    monkeypatch.setattr(table_module, "decoded", decode)
     assert len(ImageTable.decode(source, 32, tmp_path)) == 5
 
 
@@ -215,3 +219,79 @@ def test_two_processes_race(tmp_path, write_parquet):
     table = ImageTable.decode(read_parquet([file], "image", "label"), 32, tmp_path)
     assert said == [f"{table.fingerprint} {int(table.images.sum())} 300\n"] * 2
     assert leftovers(tmp_path) == []
+
+
+# too large to be kept decoded
+
+
+@pytest.fixture
+def tiny_limit(monkeypatch):
+    monkeypatch.setattr(table_module, "LARGEST_DECODED", 100)
+
+
+def both_forms(source, tmp_path, monkeypatch, **options):
+    whole = ImageTable.decode(source, 8, tmp_path / "decoded", **options)
+    monkeypatch.setattr(table_module, "LARGEST_DECODED", 100)
+    return whole, ImageTable.decode(source, 8, tmp_path / "encoded", **options)
+
+
+def test_images_left_encoded_are_the_same(tmp_path, encode, monkeypatch):
+    images = pictures(7) + [picture for i in range(6) for picture in pictures(1, 9 + i, 30 - i, i)]
+    source = source_of(images, [i % 3 for i in range(13)], encode, domains=[i % 2 for i in range(13)])
+    whole, left = both_forms(source, tmp_path, monkeypatch)
+    assert isinstance(left.images, EncodedImages) and left.images.shape == whole.images.shape == (13, 3, 8, 8)
+    rows = np.array([12, 0, 3, 3])
+    assert (left.pixels(rows) == whole.pixels(rows)).all() and left.pixels(rows).dtype == np.uint8
+    assert (left.pixels(np.arange(13)) == whole.images).all()
+    for name in ("labels", "domains"):
+        assert (getattr(left, name) == getattr(whole, name)).all()
+    assert (left.fingerprint, left.image_bytes) == (whole.fingerprint, 192)
+    again = ImageTable.decode(source, 8, tmp_path / "encoded")
+    assert (again.pixels(rows) == whole.pixels(rows)).all(), "from the cache"
+    assert not list((tmp_path / "decoded").rglob("images.bin")), "only one form stays"
+
+
+def test_bad_images_are_left_out_of_either_form(tmp_path, encode, monkeypatch):
+    images = pictures(6)
+    images[1], images[4] = b"not a picture", encode(images[4])[:-30]
+    source = source_of(images, [0, 1, 2, 0, 1, 1], encode)
+    whole, left = both_forms(source, tmp_path, monkeypatch, on_bad_image="skip")
+    assert (len(left), left.skipped) == (4, 2) and (left.labels == whole.labels).all()
+    assert (left.pixels(np.arange(4)) == whole.images).all()
+
+
+def test_a_bad_image_left_encoded_names_itself_when_it_is_read(tmp_path, encode, tiny_limit):
+    images = pictures(6)
+    images[4] = encode(images[4])[:-30]  # its header is whole
+    table = ImageTable.decode(source_of(images, [0, 0, 0, 0, 1, 1], encode), 32, tmp_path)
+    assert len(table.pixels(np.arange(4))) == 4
+    with pytest.raises(RunFailed, match=r"cannot decode image 4\.png .*on_bad_image=skip leaves it out"):
+        table.pixels(np.arange(6))
+    images[4] = b"no header either"
+    with pytest.raises(RequestError, match=r"cannot decode image 4\.png"):
+        ImageTable.decode(source_of(images, [0, 0, 0, 0, 1, 1], encode, "other"), 32, tmp_path)
+    assert leftovers(tmp_path) == []
+
+
+def test_nothing_but_bad_images_left_encoded(tmp_path, encode, tiny_limit):
+    broken = encode(pictures(1)[0])[:-30]
+    with pytest.raises(RequestError, match="none of the images can be decoded"):
+        ImageTable.decode(source_of([broken], [0], encode), 32, tmp_path, on_bad_image="skip")
+
+
+def test_a_run_on_encoded_images_is_the_same_run(tmp_path, write_parquet, monkeypatch):
+    for split, count in (("train", 6), ("test", 3)):
+        images, labels = pictures(10 * count, seed=count), list(range(10)) * count
+        names = [str(i) for i in range(10)]
+        write_parquet(tmp_path / "mnist" / f"{split}-0.parquet", images, labels, names)
+    runs = []
+    for form in ("decoded", "encoded"):
+        if form == "encoded":
+            monkeypatch.setattr(table_module, "LARGEST_DECODED", 100)
+        monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / f"cache {form}"))
+        options = {"scenario": "five_datasets", "strategy": "l2p", "backbone": "vit_nano", "precision": "fp32"}
+        options |= {"out": tmp_path / form, "data_dir": tmp_path, "epochs": 1, "scenario.sets": "mnist"}
+        runs.append(clsim.run(**options))
+    assert list((tmp_path / "cache encoded").rglob("images.bin")) and runs[0].matrix == runs[1].matrix
+    weights = [checkpoint.load(run.directory / "checkpoint")["learner"] for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

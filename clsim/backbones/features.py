@@ -74,7 +74,7 @@ class FeatureBank:
     def _fill_block(self, block: int, data: int, flags: int) -> None:
         start = block * BLOCK
         stop = min(start + BLOCK, len(self.table))
-        images = np.array(self.table.images[start:stop])
+        images = self.table.pixels(np.arange(start, stop))
         images = np.pad(images, ((0, BLOCK - len(images)), (0, 0), (0, 0), (0, 0)))
         pixels = self._pixels(torch.from_numpy(images).to(self.device), block)
         features = self.tower(pixels)[: stop - start].to(self.tower.dtype).cpu().contiguous()

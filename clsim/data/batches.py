@@ -87,7 +87,7 @@ class Loader:
             yield len(chosen), Batch(images, self._features(padded))
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.take(self.table.images, rows, axis=0)).to(self.device)
+        return torch.from_numpy(self.table.pixels(rows)).to(self.device)
 
     def _features(self, rows: NDArray[np.int64]) -> Tensor | None:
         return self.bank.rows(rows).to(self.device) if "features" in self.reads else None

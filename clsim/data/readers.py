@@ -5,10 +5,11 @@ A reader finds encoded images and their labels and decodes nothing; `ImageTable.
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,24 +141,26 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
 
 
 def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | None = None) -> Source:
-    """Parquet files with an image column ({bytes, path}, or bytes) and an integer or string label column."""
+    """Parquet files with an image column ({bytes, path}, or bytes) and an integer or string label column.
+
+    Images are read by row group, best in the order of the files; nothing but the last groups is kept in memory.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = [column for column in (image, label, domain) if column is not None]
     schema = pq.read_schema(files[0])
-    for column in wanted:
+    for column in (column for column in (image, label, domain) if column is not None):
         if column not in schema.names:
             raise RequestError(f"{files[0]} has no column {column!r}; it has: {', '.join(schema.names)}")
-    table = pa.concat_tables(pq.read_table(file, columns=wanted) for file in files)
+    struct = pa.types.is_struct(schema.field(image).type)
+    small = [column for column in (label, domain, f"{image}.path" if struct else None) if column is not None]
+    # not read_table: only this one reads a part of a struct
+    table = pa.concat_tables(pq.ParquetFile(file).read(columns=small) for file in files)
     if len(table) == 0:
         raise RequestError(f"{files[0]} has no rows")
-    images = table[image]
-    if pa.types.is_struct(images.type):
-        paths = [path or "" for path in pa.chunked_array([c.field("path") for c in images.chunks]).to_pylist()]
-        images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
-    else:
-        paths = [""] * len(table)
+    paths = [""] * len(table)
+    if struct:
+        paths = [path or "" for chunk in table[image].chunks for path in chunk.field("path").to_pylist()]
     labels, class_names = _categories(table[label], _declared_names(schema, label))
     domains: NDArray[np.int64] | None = None
     domain_names: tuple[str, ...] = ()
@@ -165,7 +168,7 @@ def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | No
         domains, domain_names = _categories(table[domain], _declared_names(schema, domain))
     stem = ", ".join(file.name for file in files[:1])
     return Source(
-        read=lambda i: images[i].as_py(),
+        read=_RowGroups(files, f"{image}.bytes" if struct else image).read,
         names=[path or f"row {i} of {stem}" for i, path in enumerate(paths)],
         labels=labels,
         class_names=class_names,
@@ -173,6 +176,48 @@ def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | No
         domains=domains,
         domain_names=domain_names,
     )
+
+
+class _RowGroups:
+    """One column of bytes of several Parquet files."""
+
+    KEPT = 2  # groups: readers in threads may stand on either side of a border
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        import pyarrow.parquet as pq
+
+        self.column = column
+        self.groups: list[tuple[Path, int]] = []
+        counts = [0]
+        for file in files:
+            about = pq.read_metadata(file)
+            for group in range(about.num_row_groups):
+                self.groups.append((file, group))
+                counts.append(about.row_group(group).num_rows)
+        self.first = np.cumsum(counts)
+        self.read_in: dict[int, Any] = {}
+        self.lock = threading.Lock()
+
+    def read(self, i: int) -> bytes:
+        """The bytes in row i."""
+        group = int(np.searchsorted(self.first, i, side="right")) - 1
+        return self._column(group)[i - int(self.first[group])].as_py()  # type: ignore[no-any-return]
+
+    def _column(self, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with self.lock:
+            if group not in self.read_in:
+                while len(self.read_in) >= self.KEPT:
+                    del self.read_in[next(iter(self.read_in))]
+                file, number = self.groups[group]
+                with pq.ParquetFile(file) as opened:
+                    column = opened.read_row_group(number, columns=[self.column]).column(0)
+                if pa.types.is_struct(column.type):
+                    column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+                self.read_in[group] = column
+            return self.read_in[group]
 
 
 def _declared_names(schema, column: str) -> tuple[str, ...] | None:  # type: ignore[no-untyped-def]

@@ -1,21 +1,26 @@
-"""ImageTable: labelled images of one size, decoded once and kept in a memory-mapped file."""
+"""ImageTable: labelled images of one size, decoded once and kept in a memory-mapped file, or left encoded if many."""
 
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clsim.data.encoded import EncodedImages, bad_image, decoded, for_each, size_of
 from clsim.data.readers import Source
 from clsim.errors import RequestError
+
+# bytes; beyond it images stay encoded and are decoded whenever they are read: DomainNet would take 90 GB on disk
+LARGEST_DECODED = 8 << 30
+NONE_LEFT = "none of the images can be decoded"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class ImageTable:
     images a class reads runs of neighbouring rows, and shares whole blocks of the feature bank.
     """
 
-    images: NDArray[np.uint8]  # (N, 3, H, W), memory-mapped where it came from files
+    images: NDArray[np.uint8] | EncodedImages  # (N, 3, H, W), memory-mapped where it came from files; see `pixels`
     labels: NDArray[np.int64]  # (N,)
     class_names: tuple[str, ...]
     fingerprint: str
@@ -36,6 +41,15 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(n,) rows -> (n, 3, H, W). Raises RunFailed for a row of encoded images that cannot be decoded."""
+        return self.images.take(rows) if isinstance(self.images, EncodedImages) else np.take(self.images, rows, axis=0)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image, decoded."""
+        return math.prod(self.images.shape[1:])
 
     @classmethod
     def from_arrays(
@@ -60,7 +74,7 @@ class ImageTable:
 
         def read(i: int) -> bytes:
             stream = io.BytesIO()
-            Image.fromarray(np.asarray(self.images[i]).transpose(1, 2, 0)).save(stream, "PNG")
+            Image.fromarray(self.pixels(np.array([i]))[0].transpose(1, 2, 0)).save(stream, "PNG")
             return stream.getvalue()
 
         names = [f"image {i}" for i in range(len(self))]
@@ -79,8 +93,9 @@ class ImageTable:
         if not (folder / "table.json").exists():
             _decode_into(folder, source, side, on_bad_image)
         meta = json.loads((folder / "table.json").read_text())
+        size = meta.get("encoded")
         return cls(
-            images=np.load(folder / "images.npy", mmap_mode="r"),
+            images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
             labels=np.load(folder / "labels.npy"),
             class_names=tuple(meta["class_names"]),
             fingerprint=folder.name,
@@ -100,18 +115,17 @@ def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> 
 def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> None:
     """Write a table beside `folder` and rename it there, whole: a broken attempt is never taken for a table."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    order = _row_order(source.labels, source.domains)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        kept = _write_images(beside / "images.npy", source, order, side, on_bad_image)
-        rows = order[kept]
+        rows, encoded = _write_images(beside, source, side, on_bad_image)
         np.save(beside / "labels.npy", source.labels[rows])
         if source.domains is not None:
             np.save(beside / "domains.npy", source.domains[rows])
         meta = {
             "class_names": source.class_names,
             "domain_names": source.domain_names,
-            "skipped": len(order) - len(rows),
+            "skipped": len(source.labels) - len(rows),
+            "encoded": encoded,
         }
         (beside / "table.json").write_text(json.dumps(meta))
         try:
@@ -124,28 +138,79 @@ def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> 
 
 
 def _write_images(
-    file: Path, source: Source, order: NDArray[np.int64], side: int, on_bad_image: str
-) -> NDArray[np.int64]:
-    """Decode in `order` into an .npy file; the positions in `order` that could be decoded."""
-    sizes = {size for size in _in_threads(source, order, _size, on_bad_image) if size is not None}
-    if not sizes:
-        raise RequestError("none of the images can be decoded")
-    height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
+    beside: Path, source: Source, side: int, on_bad_image: str
+) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
+    """The source's images in a folder: decoded, or, where that would take too much room, as they are.
+
+    Returns their positions in the source, in the order of the table, and the size of images that are left encoded.
+    """
+    blob = beside / "images.bin"
+    spans, sizes = _spool(blob, source, on_bad_image)
+    if not sizes.any():
+        raise RequestError(NONE_LEFT)
+    height, width = sizes.max(axis=0).tolist()
     if max(height, width) > side:
         height = width = side
+    order = _row_order(source.labels, source.domains)
+    order = order[sizes[order].any(axis=1)]  # without those whose headers are bad already
+    with blob.open("rb") as stream:
+
+        def image(row: int) -> NDArray[np.uint8]:
+            start, length = spans[row].tolist()
+            return decoded(os.pread(stream.fileno(), length, start), height, width)
+
+        images = for_each(order.tolist(), image, source.names, on_bad_image)
+        if len(order) * 3 * height * width <= LARGEST_DECODED:
+            rows = _write_decoded(beside / "images.npy", order, images, (3, height, width))
+            blob.unlink()
+            return rows, None
+        if on_bad_image == "skip":  # decoding each once is what it costs to know
+            order = order[[image is not None for image in images]]
+            if len(order) == 0:
+                raise RequestError(NONE_LEFT)
+    np.save(beside / "spans.npy", spans[order])
+    (beside / "names.txt").write_text("\n".join(source.names[row] for row in order.tolist()), encoding="utf-8")
+    return order, (height, width)
+
+
+def _spool(file: Path, source: Source, on_bad_image: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Copy the encoded images into one file, in the order of the source, which may be slow to read in any other.
+
+    Returns (N,2) first bytes and lengths, and (N,2) heights and widths, zeros for a bad image that is to be skipped.
+    """
+    spans = np.zeros((len(source.labels), 2), dtype=np.int64)
+    sizes = np.zeros_like(spans)
+    with file.open("wb") as stream:
+        for row in range(len(spans)):
+            data = source.read(row)
+            spans[row] = stream.tell(), len(data)
+            stream.write(data)
+            try:
+                sizes[row] = size_of(data)
+            except Exception as error:  # Pillow raises many kinds for broken files
+                if on_bad_image == "stop":
+                    raise bad_image(source.names[row], error) from error
+        stream.flush()
+        os.fsync(stream.fileno())
+    return spans, sizes
+
+
+def _write_decoded(
+    file: Path, order: NDArray[np.int64], images: Iterator[NDArray[np.uint8] | None], shape: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Write the images that are there into an .npy file; their positions in the source."""
     kept = []
     with file.open("wb") as stream:
         # the count is not known before the last image: the header is written again, at the same length, at the end
-        _npy_header(stream, (len(order), 3, height, width))
-        decoded = _in_threads(source, order, lambda data: _decode(data, height, width), on_bad_image)
-        for position, image in enumerate(decoded):
+        _npy_header(stream, (len(order), *shape))
+        for row, image in zip(order.tolist(), images, strict=True):
             if image is not None:
                 stream.write(image.tobytes())
-                kept.append(position)
+                kept.append(row)
         if not kept:
-            raise RequestError("none of the images can be decoded")
+            raise RequestError(NONE_LEFT)
         stream.seek(0)
-        _npy_header(stream, (len(kept), 3, height, width))
+        _npy_header(stream, (len(kept), *shape))
         stream.flush()
         os.fsync(stream.fileno())
     return np.array(kept, dtype=np.int64)
@@ -155,39 +220,3 @@ def _npy_header(stream, shape: tuple[int, ...]) -> None:  # type: ignore[no-unty
     """A version 1.0 .npy header of fixed length 128 for a uint8 array."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
     stream.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n")
-
-
-def _in_threads(source: Source, order: NDArray[np.int64], work, on_bad_image: str) -> Iterator:  # type: ignore[no-untyped-def, type-arg]
-    """`work` on each image's bytes, in order; None for a bad one that is skipped. Codecs run outside the GIL."""
-
-    def one(row: int):  # type: ignore[no-untyped-def]
-        try:
-            return work(source.read(row))
-        except Exception as error:  # Pillow raises many kinds for broken files
-            if on_bad_image == "skip":
-                return None
-            what = f"cannot decode image {source.names[row]} ({error}); on_bad_image=skip leaves it out"
-            raise RequestError(what) from error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(order), 4096):  # bounded: a pool holds every result until it is taken
-            yield from pool.map(one, order[start : start + 4096].tolist())
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """(height, width), from the header alone."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width
-
-
-def _decode(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """Encoded bytes -> (3, height, width): as it is, or its shorter side resized and its centre cut out."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = image.convert("RGB")
-    if rgb.size != (width, height):
-        rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(rgb).transpose(2, 0, 1)

@@ -53,7 +53,7 @@ class Reservoir(Part):
     def after_training_exp(self, s: State) -> None:
         assert s.experience is not None
         table = s.experience.table
-        self.image_bytes = table.images[0].nbytes
+        self.image_bytes = table.image_bytes
         draw = np.random.default_rng(rng.derive(s.seed, "reservoir", s.trained))
         for row in draw.permutation(s.experience.rows).tolist():
             self._offer(row, int(table.labels[row]) if self.per_class else 0, draw)

@@ -63,7 +63,7 @@ class Pretraining:
         """Cross-entropy of a step's batch."""
         recipe, rows = self.recipe, self.rows(step)
         draw = rng.generator(recipe.seed, "augmentation", step)
-        images = torch.from_numpy(np.take(self.train.images, rows, axis=0))
+        images = torch.from_numpy(self.train.pixels(rows))
         images = augmented(images, self.tower.pixels, Augmentation(recipe.crop_min), draw)
         drop = recipe.token_drop if step < (1 - recipe.whole_share) * self.trainer.steps else 0.0
         with torch.autocast("cpu", torch.bfloat16):
@@ -89,7 +89,8 @@ def accuracy(tower: VisionTower, head: nn.Module, table: ImageTable) -> float:
     tower.vit.eval()
     correct = 0
     for start in range(0, len(table), 500):
-        images = evaluation(torch.from_numpy(np.array(table.images[start : start + 500])), tower.pixels)
+        rows = np.arange(start, min(start + 500, len(table)))
+        images = evaluation(torch.from_numpy(table.pixels(rows)), tower.pixels)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = head(tower(images)).argmax(1).numpy()
         correct += int((predicted == table.labels[start : start + 500]).sum())
