@@ -34,6 +34,7 @@ from clsim.loop import Cost, Loop
 from clsim.parts import named_part
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
+from clsim.recorders.pictures import Pictures
 from clsim.recorders.tensorboard import TensorBoard
 from clsim.results import Run, load
 from clsim.strategy import Strategy
@@ -181,13 +182,16 @@ class Job:
         board = TensorBoard(self.directory, self.benchmark)
         journal = Journal(self.directory / "events.jsonl", [board], offset=saved["offset"] if saved else 0)
         state.log = lambda name, value: journal.log(state, name, value)
+        tests = {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream}
+        pair = self.benchmark.protocol == "pair"
+        drawn = [Pictures(self.directory, self.benchmark, tests, bf16, board)] if pair else []
         loop = Loop(
             self.strategy,
             self.benchmark,
             self._loader(self.benchmark.train_table, bank_tower, device, self.strategy.feature_views()),
-            {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream},
+            tests,
             state,
-            [*parts, journal, shown],
+            [*parts, *drawn, journal, shown],
             bf16,
             save=lambda loop: checkpoint.save(folder, snapshot(loop, parts, journal)),
         )

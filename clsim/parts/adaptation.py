@@ -49,6 +49,10 @@ class Adapting(nn.Module):
             self.on_target = self.head(self.target)
         return self.head(self.source)  # type: ignore[no-any-return]
 
+    def represent(self, batch: Batch) -> Tensor:
+        """A batch -> (B,width), what the head reads."""
+        return self._narrow(batch)
+
     def _narrow(self, batch: Batch) -> Tensor:
         features = self.images(batch).float()
         with torch.autocast(features.device.type, enabled=False):

@@ -88,6 +88,10 @@ class Headed(nn.Module):
         self.images = images
         self.head = head
 
+    def represent(self, batch: Batch) -> Tensor:
+        """A batch -> (B,E) features, what the head reads."""
+        return self.images(batch)  # type: ignore[no-any-return]
+
     def forward(self, batch: Batch) -> Tensor:
         """A batch -> (B,K) logits."""
         return self.head(self.images(batch))  # type: ignore[no-any-return]

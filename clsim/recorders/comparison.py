@@ -3,21 +3,31 @@
 Jia et al. 2022, arXiv:2203.12119. One panel for each scenario, as a PNG and in TensorBoard.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from clsim.compare import Group
 from clsim.errors import RequestError
 from clsim.metrics import mean_and_interval
-from clsim.recorders.figures import Point, accuracy_cost_figure, to_array
+from clsim.recorders.figures import Point, accuracy_cost_figure, grid_figure, to_array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TAG = "accuracy against trainable parameters"
 
 
-def draw(groups: Sequence[Group], file: Path) -> None:
+def draw(groups: Sequence[Group], file: Path) -> list[Path]:
     """Draw the groups into a PNG file, and as an image into a TensorBoard run in the folder ``file`` without suffix.
 
-    What stood there from before is replaced. Raises RequestError where no group has both figures.
+    Where strategies were run on several pairs of domains, a second file, ``file`` with ``-pairs``, has their target
+    accuracies as heat maps. What stood there from before is replaced. Returns the files; raises RequestError where no
+    group has figures to draw.
     """
     panels: dict[str, list[Point]] = {}
     for group in groups:
@@ -30,9 +40,12 @@ def draw(groups: Sequence[Group], file: Path) -> None:
             )
     if not panels:
         raise RequestError("there is no finished run to draw")
-    figure = accuracy_cost_figure(panels)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    figures = {file: (TAG, accuracy_cost_figure(panels))}
+    pairs = pairs_figures(groups)
+    for number, (title, figure) in enumerate(pairs.items()):
+        name = f"{file.stem}-pairs{number + 1 if len(pairs) > 1 else ''}.png"
+        figures[file.with_name(name)] = (title, figure)
 
     from torch.utils.tensorboard import SummaryWriter  # late: a second to import
 
@@ -40,5 +53,25 @@ def draw(groups: Sequence[Group], file: Path) -> None:
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-    writer.add_image(TAG, to_array(figure), dataformats="HWC")  # type: ignore[no-untyped-call]
+    for path, (tag, figure) in figures.items():
+        figure.savefig(path)
+        writer.add_image(tag, to_array(figure), dataformats="HWC")  # type: ignore[no-untyped-call]
     writer.close()  # type: ignore[no-untyped-call]
+    return list(figures)
+
+
+def pairs_figures(groups: Sequence[Group]) -> dict[str, Figure]:
+    """By title, a heat map of target accuracies, sources by targets, for each strategy run on several pairs."""
+    cells: dict[str, dict[tuple[str, str], float]] = {}
+    for group in groups:
+        settings, accuracy = group.runs[0].scenario_settings, group.mean("target_accuracy")
+        if accuracy is not None and not settings.get("sources"):
+            title = f"{group.scenario.partition('.')[0]}, {group.strategy}: target accuracy, %"
+            cells.setdefault(title, {})[settings["source"], settings["target"]] = accuracy
+    found = {}
+    for title, pairs in cells.items():
+        names = sorted({name for pair in pairs for name in pair})
+        if len(pairs) > 1:
+            values = np.array([[100 * pairs.get((a, b), np.nan) for b in names] for a in names])
+            found[title] = grid_figure(values, names, names, title)
+    return found

@@ -174,3 +174,63 @@ def _label(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
                 break
             text.remove()
         taken.append(box)
+
+
+# adaptation
+
+
+def grid_figure(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """(R,C) values in %, NaN where there is none, as a heat map with a name for each row and column."""
+    from matplotlib.figure import Figure
+
+    cell = 0.6 if max(values.shape) <= 12 else 12 * 0.6 / max(values.shape)  # inches
+    margin = 0.5 + 0.08 * min(MAX_NAME, max(map(len, rows)))
+    figure = Figure(figsize=(len(columns) * cell + margin + 0.9, len(rows) * cell + 1.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="equal")
+    axes.set_facecolor("#f0f0f0")
+    axes.set_title(title, fontsize=10)
+    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        every = -(-len(names) // MAX_TICKS)
+        axis.set_ticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=8)
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if max(values.shape) <= MAX_TICKS:
+        for (row, column), value in np.ndenumerate(values):
+            if value > 0:  # of a confusion matrix most cells are empty, and better left so
+                ink = "black" if value > 60 else "white"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=20, pad=0.02).ax.tick_params(labelsize=8)
+    return figure
+
+
+def map_figure(maps: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64], domains: Sequence[str]) -> Figure:
+    """Maps (n,2) of the same n images, one beneath the other, coloured by class on the left and by domain on the right.
+
+    `classes` are (n,), `domains` the name of each image's domain.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.2 * len(maps)), dpi=DPI, layout="constrained")
+    names = list(dict.fromkeys(domains))
+    where = np.array([names.index(domain) for domain in domains])
+    for (title, points), (left, right) in zip(maps.items(), figure.subplots(len(maps), 2, squeeze=False), strict=True):
+        for domain, marker in enumerate(("o", "^", "s", "D", "v", "P")[: len(names)]):
+            own = where == domain
+            shades = colormaps["turbo"](classes[own] / max(1, classes.max()))
+            left.scatter(*points[own].T, s=9, c=shades, marker=marker, linewidths=0)
+            colour = colormaps["viridis"](domain / max(1, len(names) - 1) * 0.8)
+            right.scatter(
+                *points[own].T, s=9, color=colour, marker=marker, linewidths=0, label=names[domain], alpha=0.7
+            )
+        left.set_title(f"{title}: classes", fontsize=10)
+        right.set_title(f"{title}: domains", fontsize=10)
+        right.legend(fontsize=8, frameon=False, markerscale=2)
+        for axes in (left, right):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_color("#d0d0d0")
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,10 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is left, and close the file."""
         self._writer.close()
+
+    def picture(self, tag: str, figure: Any, experience: int) -> None:
+        """Draw a figure under a name."""
+        self._image(tag, figure, experience, time.time())
 
     def _scalar(self, tag: str, value: float | None, x: int, when: float) -> None:
         if value is not None:
