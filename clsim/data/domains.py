@@ -29,7 +29,7 @@ class Domains(Protocol):
 
     @property
     def protocol(self) -> str:
-        """ "domain", "class", "pair" or "targets"."""
+        """What is new, or what to adapt to: domain, class, pair or targets."""
 
     source: str  # the labelled domain
     target: str  # the unlabelled one
