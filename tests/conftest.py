@@ -1,5 +1,6 @@
 """Fixtures that several test files share: small real files, the folder of real images, a cache that is thrown away."""
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clsim import checkpoint, runner
 from clsim.data.table import ImageTable
 
 
@@ -114,3 +116,23 @@ def domain_tree(tmp_path_factory, encode) -> Path:
                 image[4 * label : 4 * label + 4] = 255 - shade
                 (folder / f"{i}.png").write_bytes(encode(image))
     return root
+
+
+@pytest.fixture
+def broken_off(monkeypatch) -> Callable[..., None]:
+    """Calls `work` and breaks it off as Ctrl-C does, where it would save once more than `saves` times."""
+
+    def call(saves: int, work: Callable[[], object]) -> None:
+        made: list[int] = []
+
+        def save(*args: object) -> None:
+            if len(made) == saves:
+                raise KeyboardInterrupt
+            made.append(1)
+            checkpoint.save(*args)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(runner.checkpoint, "save", save)
+            work()
+
+    return call

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clsim import checkpoint, config, runner
+from clsim import config, runner
 from clsim.data.domains import direction, domain_benchmark
 from clsim.data.streams import DataAccess, few_shot
 from clsim.data.table import ImageTable
@@ -119,23 +119,14 @@ def test_pairs_of_office_home_have_directories_of_their_own(tmp_path):
 # a sequence of targets, run
 
 
-def test_a_sequence_of_targets_resumes_bit_identical(tmp_path, monkeypatch):
+def test_a_sequence_of_targets_resumes_bit_identical(tmp_path, broken_off):
     fields = {"scenario.protocol": "targets", "scenario.targets": "sketch,quickdraw"}
     (whole,) = runner.run_all(plan(tmp_path / "whole", **fields), quiet=True)
     assert whole.directory.parts[-3] == "glyph_pair.real-sketch-quickdraw"
     assert len(whole.matrix["correct"]) == 3 and whole.matrix["total"] == [40, 40]
     assert whole.metrics["forgetting"] is not None
-    saves = []
-
-    def save(*args):
-        if saves:
-            raise KeyboardInterrupt
-        saves.append(1)
-        checkpoint.save(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.checkpoint, "save", save)
-        runner.run_all(plan(tmp_path / "broken", **fields), quiet=True)
+    broken_off(1, lambda: runner.run_all(plan(tmp_path / "broken", **fields), quiet=True))
+    assert not list((tmp_path / "broken").rglob("summary.json"))
     (again,) = runner.run_all(plan(tmp_path / "broken", **fields), quiet=True)
     assert again.matrix == whole.matrix and again.metrics == whole.metrics
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clsim import checkpoint, compare, config, runner
+from clsim import compare, config, runner
 from clsim.recorders import comparison, pictures
 from clsim.recorders.figures import grid_figure, map_figure, to_array
 from clsim.recorders.pictures import SHOWN, _spread
@@ -40,19 +40,10 @@ def test_a_run_on_a_pair_draws_itself(strategy, tmp_path, maps):
     assert {"confusion", "features"} <= set(board.Tags()["images"])
 
 
-def test_what_was_before_is_kept_over_an_interruption(tmp_path, maps, monkeypatch):
+def test_what_was_before_is_kept_over_an_interruption(tmp_path, maps, broken_off):
     runner.run_all(plan("dann", tmp_path / "whole"), quiet=True)
-    saves = []
-
-    def save(*args):
-        if saves:
-            raise KeyboardInterrupt
-        saves.append(1)
-        checkpoint.save(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.checkpoint, "save", save)
-        runner.run_all(plan("dann", tmp_path / "broken"), quiet=True)
+    broken_off(1, lambda: runner.run_all(plan("dann", tmp_path / "broken"), quiet=True))
+    assert not list((tmp_path / "broken").rglob("summary.json"))
     runner.run_all(plan("dann", tmp_path / "broken"), quiet=True)
     (whole, *_), (again, *_) = maps
     assert all(np.array_equal(whole[name], again[name]) for name in whole)

@@ -75,22 +75,9 @@ def test_the_same_run_again_is_bit_identical(whole, tmp_path):
 
 
 @pytest.mark.parametrize("last_save", [1, 2, 4])
-def test_an_interrupted_run_ends_bit_identical(whole, last_save, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_bit_identical(whole, last_save, tmp_path, broken_off):
     name = whole.summary["strategy"]
-    saves = []
-
-    def save(*args):
-        if len(saves) == last_save:
-            raise KeyboardInterrupt
-        saves.append(1)
-        checkpoint.save(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.checkpoint, "save", save)
-        try:
-            finished(name, tmp_path)
-        except KeyboardInterrupt:
-            assert not list(tmp_path.rglob("summary.json"))
+    broken_off(last_save, lambda: finished(name, tmp_path))
     resumed = finished(name, tmp_path)
     assert resumed.matrix == whole.matrix
     assert resumed.metrics == whole.metrics
