@@ -61,7 +61,7 @@ def test_confusions_are_shares_of_a_class(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(pictures, "grid_figure", lambda *args: seen.append(args) or grid_figure(*args))
     (run,) = runner.run_all(plan("source_only", tmp_path), quiet=True)
-    values, rows, columns, title = seen[0]
+    values, rows, columns, title, _ = seen[0]
     counts = np.array(run.matrix["confusion"]["target"])
     assert np.allclose(values, 100 * counts / 2) and "sketch" in title
     assert len(rows) == len(columns) == 20
@@ -83,7 +83,9 @@ def test_every_pair_as_a_heat_map(tmp_path):
 
 
 def test_grids_of_any_size_have_names():
-    figure = grid_figure(np.full((40, 2), 50.0), [f"row {i}" for i in range(40)], ["a", "b"], "title")
+    figure = grid_figure(
+        np.full((40, 2), 50.0), [f"row {i}" for i in range(40)], ["a", "b"], "title", ("row", "column")
+    )
     assert to_array(figure).ndim == 3
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]

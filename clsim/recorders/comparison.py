@@ -73,5 +73,5 @@ def pairs_figures(groups: Sequence[Group]) -> dict[str, Figure]:
         names = sorted({name for pair in pairs for name in pair})
         if len(pairs) > 1:
             values = np.array([[100 * pairs.get((a, b), np.nan) for b in names] for a in names])
-            found[title] = grid_figure(values, names, names, title)
+            found[title] = grid_figure(values, names, names, title, ("source", "target"))
     return found

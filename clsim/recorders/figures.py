@@ -123,8 +123,13 @@ def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * len(panels), 4.4), dpi=DPI, layout="constrained")
-    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.4 * columns, 4.4 * rows), dpi=DPI, layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in every[len(panels) :]:
+        axes.remove()
+    for axes, (title, points) in zip(every, panels.items(), strict=False):
         axes.set_title(title, fontsize=10)
         axes.set_xscale("log")
         axes.set_xlabel("trainable parameters")
@@ -179,8 +184,13 @@ def _label(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
 # adaptation
 
 
-def grid_figure(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
-    """(R,C) values in %, NaN where there is none, as a heat map with a name for each row and column."""
+def grid_figure(
+    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str, axis_names: tuple[str, str]
+) -> Figure:
+    """(R,C) values in %, NaN where there is none, as a heat map with a name for each row and column.
+
+    `axis_names` say what the rows and the columns are.
+    """
     from matplotlib.figure import Figure
 
     cell = 0.6 if max(values.shape) <= 12 else 12 * 0.6 / max(values.shape)  # inches
@@ -190,6 +200,8 @@ def grid_figure(values: NDArray[np.float64], rows: Sequence[str], columns: Seque
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="equal")
     axes.set_facecolor("#f0f0f0")
     axes.set_title(title, fontsize=10)
+    axes.set_ylabel(axis_names[0], fontsize=9)
+    axes.set_xlabel(axis_names[1], fontsize=9)
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         every = -(-len(names) // MAX_TICKS)
         axis.set_ticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=8)

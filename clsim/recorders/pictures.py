@@ -15,7 +15,8 @@ from clsim.loop import EVAL_BATCH
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
 
-SHOWN = 300  # images of a domain on a map
+SHOWN = 150  # images of a domain on a map
+ITERATIONS = 500  # of t-SNE: a second for both maps, and no run should take longer for its pictures than to learn
 BEFORE = "before.npy"
 
 
@@ -47,7 +48,8 @@ class Pictures(Part):
         assert s.confusion is not None
         names = s.info.class_names
         share = 100 * s.confusion / np.maximum(1, s.confusion.sum(axis=1, keepdims=True))
-        confusion = grid_figure(share, names, names, f"{self.target.domain}: classes (rows) and predictions, %")
+        title = f"predictions on {self.target.domain}, % of each class"
+        confusion = grid_figure(share, names, names, title, ("class", "prediction"))
         shown = [(experience, _spread(experience)) for experience in (self.source, self.target)]
         classes = np.concatenate([experience.table.labels[rows] for experience, rows in shown])
         domains = [experience.domain or experience.name for experience, rows in shown for _ in rows]
@@ -81,5 +83,6 @@ def _flat(points: NDArray[np.float32]) -> NDArray[np.float64]:
     """(n,D) -> (n,2)."""
     from sklearn.manifold import TSNE  # late: a second to import
 
-    found = TSNE(init="pca", random_state=0, perplexity=min(30, (len(points) - 1) / 3), n_jobs=1).fit_transform(points)
-    return np.asarray(found, dtype=np.float64)
+    wide = min(30, (len(points) - 1) / 3)
+    tsne = TSNE(init="pca", random_state=0, perplexity=wide, max_iter=ITERATIONS, n_jobs=1)
+    return np.asarray(tsne.fit_transform(points), dtype=np.float64)
