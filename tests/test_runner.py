@@ -53,7 +53,12 @@ def weights(run):
 def command(*words, cwd):
     fields = [f"{name}={value}" for name, value in SMALL.items()]
     line = [sys.executable, "-m", "clsim", "run", "--backbone", "vit_nano", "--precision", "fp32", *fields, *words]
-    return subprocess.Popen(line, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # jobs that a shell starts in the background ignore Ctrl-C, and what they start inherits that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(line, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("at", [1, 7, 12, 29])
