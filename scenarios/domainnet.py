@@ -25,7 +25,7 @@ class DomainNet(Scenario):
     sources: tuple[str, ...] = ()  # several labelled domains, in place of source
     targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
     pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
-    shots: int | None = None  # labelled images of each class in a source domain, drawn by order_seed; none: all
+    shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
     classes_per_experience: int = 69  # new classes in each experience (class); divides 345
 
     def build(self, data: DataAccess) -> Benchmark:

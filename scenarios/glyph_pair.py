@@ -20,7 +20,7 @@ class GlyphPair(Scenario):
     sources: tuple[str, ...] = ()  # several labelled domains, in place of source
     targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
     pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
-    shots: int | None = None  # labelled images of each class in a source domain, drawn by order_seed; none: all
+    shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
     train_per_class: int = 20  # training images of each class and domain; any number
     test_per_class: int = 10  # test images of each class and domain; any number
     classes: Literal["all", "seen", "held_out"] = "held_out"  # of the 100; held_out: 20 that clip_micro never saw

@@ -61,6 +61,7 @@ def test_a_sequence_of_targets(tables):
         ({"protocol": "targets", "source": "art", "targets": ("photo", "Photo")}, "once"),
         ({"source": "art", "target": "sketch"}, "no domain 'sketch'; there are: Art, Clip Art, Photo"),
         ({"source": "art", "target": "photo", "shots": 0}, "shots must be at least 1"),
+        ({"source": "art", "target": "photo", "targets": ("clip art",)}, "targets is for protocol=targets"),
     ],
 )
 def test_domains_that_do_not_fit(tables, fields, message):
@@ -78,6 +79,16 @@ def test_shots_are_drawn_by_order_seed_and_leave_the_target_whole(tables):
         drawn.append(learned.rows.tolist())
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[3] == [0, 1, 5, 6], "the first ones"
+
+
+def test_shots_in_streams_of_domains_and_classes(tables):
+    domains = domain_benchmark(Pacs(shots=3), *tables)
+    assert [np.bincount(e.labels).tolist() for e in domains.train_stream] == [[3, 3]] * 3
+    assert [len(e.rows) for e in domains.test_stream] == [4] * 3
+    classes = domain_benchmark(OfficeHome(protocol="class", shots=1), *tables, classes_per_experience=1)
+    assert [len(e.rows) for e in classes.train_stream] == [3, 3], "of each domain"
+    with pytest.raises(RequestError, match="sources and targets are for protocol=pair"):
+        domain_benchmark(Pacs(sources=("art",)), *tables)
 
 
 def test_shots_beyond_a_class_take_all_of_it(tables):

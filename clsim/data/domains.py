@@ -52,11 +52,19 @@ def domain_benchmark(
     scenario: Any, train: ImageTable, test: ImageTable, flip: bool = True, classes_per_experience: int = 0
 ) -> Benchmark:
     """The stream that `scenario.protocol` names, over the tables' domains. Raises RequestError as those streams do."""
+    if scenario.protocol in ("pair", "targets"):
+        return adaptation(scenario, train, test, flip)
+    if scenario.sources or scenario.targets:
+        raise RequestError("sources and targets are for protocol=pair and protocol=targets")
     if scenario.protocol == "domain":
-        return domain_incremental(scenario, train, test, flip)
-    if scenario.protocol == "class":
-        return class_incremental(scenario, train, test, classes_per_experience, flip=flip)
-    return adaptation(scenario, train, test, flip)
+        benchmark = domain_incremental(scenario, train, test, flip)
+    else:
+        benchmark = class_incremental(scenario, train, test, classes_per_experience, flip=flip)
+    stream = (
+        replace(each, rows=few_shot(train, each.rows, scenario.shots, scenario.order_seed))
+        for each in benchmark.train_stream
+    )
+    return replace(benchmark, train_stream=tuple(stream))
 
 
 def adaptation(scenario: Domains, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
@@ -108,6 +116,8 @@ def _chosen(scenario: Domains, known: Sequence[str]) -> tuple[list[str], list[st
     """Names of the source domains and of the targets, as the table has them."""
     sources = [matching_name("domain", name, known) for name in scenario.sources or (scenario.source,)]
     if scenario.protocol == "pair":
+        if scenario.targets:
+            raise RequestError("targets is for protocol=targets; protocol=pair has one target")
         targets = [matching_name("domain", scenario.target, known)]
     else:
         targets = [matching_name("domain", name, known) for name in scenario.targets]
