@@ -243,6 +243,26 @@ def test_a_pair_interrupted_between_epochs_ends_bit_identical(strategy, tmp_path
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("strategy", ["coop", "dapl"])
+def test_views_are_learned_from_and_never_tested_on(strategy, tmp_path):
+    plain, viewed, again = (
+        finished(strategy, tmp_path / str(i), views=views) for i, views in enumerate(("0", "2", "2"))
+    )
+    context = [checkpoint.load(run.directory / "checkpoint")["learner"] for run in (plain, viewed, again)]
+    name = next(name for name in context[0] if name.endswith("context"))
+    assert not torch.equal(context[0][name], context[1][name]) and torch.equal(context[1][name], context[2][name])
+    assert plain.matrix["correct"][0] == viewed.matrix["correct"][0], "zero-shot, on clean images"
+    with pytest.raises(RequestError, match="views must be at least 0"):
+        plan(strategy, tmp_path, views="-1")
+
+
+def test_dapl_on_a_sequence_of_targets(tmp_path):
+    fields = {"scenario.protocol": "targets", "scenario.targets": "sketch,quickdraw", "epochs": "1"}
+    run = finished("dapl", tmp_path, **fields)
+    assert [len(row) for row in run.matrix["correct"]] == [2, 2, 2] and run.matrix["before"]
+    assert run.metrics["forgetting"] is not None and run.metrics["forward_transfer"] is not None
+
+
 NOSY = '''
 from dataclasses import dataclass
 from clsim import Strategy
