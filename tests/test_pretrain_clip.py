@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clsim.backbones.load import WEIGHTS, load_backbone
+from clsim.backbones.load import load_backbone
+from clsim.backbones.stored import WEIGHTS
 from clsim.data import captions, glyphs
 from clsim.pretrain import clip_micro
 from clsim.pretrain.clip_micro import Pairs, Pretraining, Recipe, contrast, matches, pairs

@@ -14,7 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 
 from clsim.backbones.clip import ClipVisionTower, OpaqueTower, TextTower
-from clsim.backbones.load import WEIGHTS, load_into, no_weights, read_weights
+from clsim.backbones.stored import WEIGHTS, load_into, no_weights, read_weights
 from clsim.backbones.towers import Tower
 from clsim.data import captions, glyphs
 from clsim.data.transforms import Pixels

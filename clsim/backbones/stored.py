@@ -1,0 +1,47 @@
+"""Weights in files: the bundled ones and users' own."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clsim.errors import RequestError
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file, or from a PyTorch file of plain tensors."""
+    if not file.is_file():
+        raise RequestError(f"no weights file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # every broken file breaks its reader in a way of its own
+        raise RequestError(f"cannot read weights from {file}: {error}") from error
+    return tensors.get("state_dict", tensors.get("model", tensors))  # type: ignore[no-any-return]
+
+
+def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Copy weights into the model; others, of a classifier's head, may be among them and are left out.
+
+    Raises RequestError where one is missing or of another shape.
+    """
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in weights]
+    wrong = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
+    if missing or wrong:
+        what = f"lacks {missing[0]!r}" if missing else f"has another shape for {wrong[0]!r}"
+        raise RequestError(f"the weights of {origin} do not fit this backbone: the file {what}")
+    model.load_state_dict({key: weights[key] for key in wanted})
+
+
+def no_weights(name: str, error: Exception) -> RequestError:
+    """The error for weights that cannot be had: no network, no such tag, no such file mean the same to a user."""
+    return RequestError(
+        f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
+        f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
+    )
