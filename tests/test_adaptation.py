@@ -227,6 +227,15 @@ def test_a_pair_is_measured_on_target_and_source(strategy, tmp_path):
     assert metrics["forgetting"] is None and run.summary["notes"]["forgetting"]
 
 
+@pytest.mark.parametrize("strategy", ["source_only", "dann", "cdan", "mcc"])
+def test_the_tower_can_learn_as_well(strategy, tmp_path):
+    job = runner.Job.prepare(plan(strategy, tmp_path, tune="all", epochs="1"))
+    before = {name: p.clone() for name, p in job.backbone.image.named_parameters()}
+    run = job.execute(fresh=False, quiet=True)
+    moved = [name for name, p in job.backbone.image.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) > len(before) / 2 and run.metrics["target_accuracy"] is not None
+
+
 def test_before_training_every_method_on_clip_is_zero_shot(tmp_path):
     rows = {name: finished(name, tmp_path).matrix["correct"][0] for name in ("zero_shot", "dapl", "coop", "cocoop")}
     assert len(set(map(tuple, rows.values()))) == 1
