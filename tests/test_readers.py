@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clsim.data import readers
 from clsim.data.readers import Hub, Source, held_out, parquet_files, read_folder, read_parquet, subfolders
 from clsim.errors import RequestError
 
@@ -245,20 +246,47 @@ def test_joined_sources_keep_their_classes_apart():
     )
 
 
+@pytest.fixture
+def entered(monkeypatch):
+    """The row groups that are read from their beginning."""
+    found, real = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(self, size, groups, *rest, **more):
+        found.extend(groups)
+        return real(self, size, groups, *rest, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    return found
+
+
 @pytest.mark.parametrize("struct", [True, False])
-def test_row_groups_are_read_in_turn_and_few_are_kept(tmp_path, encode, monkeypatch, struct):
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_row_groups_are_read_in_turn_and_few_rows_are_kept(tmp_path, entered, monkeypatch, struct, at_once):
+    monkeypatch.setattr(readers._RowGroups, "AT_ONCE", at_once)
     data = [bytes([i]) * 3 for i in range(25)]
     column = [{"bytes": item, "path": f"{i}.png"} for i, item in enumerate(data)] if struct else data
     for part, rows in enumerate((slice(0, 12), slice(12, 25))):
         table = pa.table({"image": column[rows], "label": list(range(25))[rows]})
         pq.write_table(table, tmp_path / f"train-{part}.parquet", row_group_size=5)
-    opened, read = [], pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, i, **rest: opened.append(i) or read(self, i, **rest)
-    )
     source = read_parquet(sorted(tmp_path.glob("*.parquet")), "image", "label")
-    assert opened == [], "labels and paths come without images"
+    assert entered == [], "labels and paths come without images"
     assert [source.read(i) for i in range(25)] == data
-    assert opened == [0, 1, 2, 0, 1, 2], "each group once"
+    assert entered == [0, 1, 2, 0, 1, 2], "each group once"
     assert source.names[13] == ("13.png" if struct else "row 13 of train-0.parquet")
-    assert source.read(3) == data[3] and opened[6:] == [0], "of six groups the first is not kept"
+    assert [source.read(i) for i in (3, 3, 4, 20, 21, 0)] == [data[i] for i in (3, 3, 4, 20, 21, 0)]
+    assert entered[6:] == [0, 1, 0], "back in an earlier group, on to a later one, and back again"
+    del entered[:]
+    kept = source.take(np.arange(25) % 2 == 1)
+    assert [kept.read(i) for i in range(12)] == data[1::2] and entered == [1, 2, 0, 1, 2], "group 0 was open"
+
+
+def test_a_row_group_as_large_as_its_file_is_read_in_parts(tmp_path):
+    draw = np.random.default_rng(0)
+    data = [draw.bytes(4000) for _ in range(10_000)]  # 40 MB in a single group
+    pq.write_table(pa.table({"image": data, "label": [0] * len(data)}), tmp_path / "train.parquet")
+    assert pq.read_metadata(tmp_path / "train.parquet").num_row_groups == 1
+    source, before, most = read_parquet([tmp_path / "train.parquet"], "image", "label"), pa.total_allocated_bytes(), 0
+    for i, item in enumerate(data):
+        assert source.read(i) == item
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 0 < most < 16 << 20, "a page, which Arrow writes with 1024 rows at least, is 4 MB"

@@ -6,7 +6,7 @@ A reader finds encoded images and their labels and decodes nothing; `ImageTable.
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,7 +143,7 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
 def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | None = None) -> Source:
     """Parquet files with an image column ({bytes, path}, or bytes) and an integer or string label column.
 
-    Images are read by row group, best in the order of the files; nothing but the last groups is kept in memory.
+    Images are read when they are asked for, best in the order of the files; only a few are in memory at a time.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -179,9 +179,13 @@ def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | No
 
 
 class _RowGroups:
-    """One column of bytes of several Parquet files."""
+    """One column of bytes of several Parquet files, read some rows at a time: a row group may be as large as a file.
 
-    KEPT = 2  # groups: readers in threads may stand on either side of a border
+    Reading on in order is quick, and so is a jump to a later group; a jump back reads its group from the beginning.
+    """
+
+    AT_ONCE = 64  # rows
+    BUFFER = 1 << 20  # bytes of a file; without one, Arrow reads the whole column of a group first
 
     def __init__(self, files: Sequence[Path], column: str) -> None:
         import pyarrow.parquet as pq
@@ -195,29 +199,37 @@ class _RowGroups:
                 self.groups.append((file, group))
                 counts.append(about.row_group(group).num_rows)
         self.first = np.cumsum(counts)
-        self.read_in: dict[int, Any] = {}
         self.lock = threading.Lock()
+        self.group = -1  # the one that is being read
+        self.batches: Iterator[Any] = iter(())
+        self.held: Any = ()  # some of its rows,
+        self.start = 0  # and the number of the first of them
 
     def read(self, i: int) -> bytes:
         """The bytes in row i."""
         group = int(np.searchsorted(self.first, i, side="right")) - 1
-        return self._column(group)[i - int(self.first[group])].as_py()  # type: ignore[no-any-return]
+        with self.lock:
+            if group != self.group or i < self.start:
+                self._enter(group)
+            while i >= self.start + len(self.held):
+                self.start += len(self.held)
+                self.held = _flat(next(self.batches).column(0))
+            return self.held[i - self.start].as_py()  # type: ignore[no-any-return]
 
-    def _column(self, group: int) -> Any:
-        import pyarrow as pa
+    def _enter(self, group: int) -> None:
         import pyarrow.parquet as pq
 
-        with self.lock:
-            if group not in self.read_in:
-                while len(self.read_in) >= self.KEPT:
-                    del self.read_in[next(iter(self.read_in))]
-                file, number = self.groups[group]
-                with pq.ParquetFile(file) as opened:
-                    column = opened.read_row_group(number, columns=[self.column]).column(0)
-                if pa.types.is_struct(column.type):
-                    column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-                self.read_in[group] = column
-            return self.read_in[group]
+        file, number = self.groups[group]
+        opened = pq.ParquetFile(file, buffer_size=self.BUFFER, pre_buffer=False)
+        self.batches = opened.iter_batches(self.AT_ONCE, [number], [self.column], use_threads=False)
+        self.group, self.start, self.held = group, int(self.first[group]), ()
+
+
+def _flat(column: Any) -> Any:
+    """The bytes of an image column that is a struct, or the column itself."""
+    import pyarrow as pa
+
+    return column.field("bytes") if pa.types.is_struct(column.type) else column
 
 
 def _declared_names(schema, column: str) -> tuple[str, ...] | None:  # type: ignore[no-untyped-def]
