@@ -7,10 +7,11 @@ import ast
 import hashlib
 import importlib.util
 import io
+import math
 import sys
 import tokenize
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -55,6 +56,28 @@ class Description:
 
 
 @dataclass(frozen=True)
+class File:
+    """A Python file as it is written."""
+
+    path: Path
+    tree: ast.Module
+    lines: Sequence[str]
+
+    @property
+    def classes(self) -> "dict[str, Written]":
+        """Its classes by their names."""
+        return {node.name: Written(self, node) for node in self.tree.body if isinstance(node, ast.ClassDef)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A class as it is written."""
+
+    file: File
+    node: ast.ClassDef
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a plug-in is found."""
 
@@ -74,34 +97,33 @@ def kinds(name: str) -> list[Kind]:
     if not is_file(name):
         return [kind for kind in KINDS if name in names(kind)]
     place = _find("strategies", name)
-    classes = [node for node in _parse(place.path)[0].body if isinstance(node, ast.ClassDef)]
-    bases = {_last_name(base) for node in classes if node.name == place.class_name for base in node.bases}
+    asked = _parse(place.path).classes.get(place.class_name or "")
     # neither: `describe` will say what a strategy needs
-    return [kind for kind in KINDS if BASES[kind][0] in bases] or ["strategies"]
+    return [kind for kind in KINDS if asked is not None and _lineage(kind, asked)] or ["strategies"]
 
 
 def describe(kind: Kind, name: str) -> Description:
     """A plug-in's description, from its text alone. Raises RequestError if it is unknown or cannot be read."""
     place = _find(kind, name)
-    tree, lines = _parse(place.path)
-    node = _plugin_class(kind, place, tree)
-    own, constants = _body(node, lines)
-    inherited, defaults = _base(kind)
-    merged = {field.name: field for field in inherited}
-    for field in own:
-        above = merged.get(field.name)
-        meaning = field.meaning or (above.meaning if above else "")
-        merged[field.name] = Field(field.name, field.annotation, field.default, meaning)
+    own = _plugin_class(kind, place)
+    merged, constants = _base(kind)
+    for written in reversed(_lineage(kind, own)):
+        declared, assigned = _body(written)
+        constants = constants | assigned
+        for field in declared:  # one that stands above keeps its place, and its meaning where none is given
+            above = merged.get(field.name)
+            meaning = field.meaning or (above.meaning if above else "")
+            merged = merged | {field.name: replace(field, meaning=meaning)}
     try:
         presets, needs_text = (
-            ast.literal_eval(constants[key]) if key in constants else defaults.get(key, empty)
+            ast.literal_eval(constants[key]) if key in constants else empty
             for key, empty in (("presets", {}), ("needs_text", False))
         )
     except ValueError as error:
-        raise RequestError(f"{place.path}: presets and needs_text of {node.name} must be literals") from error
-    doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
-    summary = doc.partition("\n")[0]
-    return Description(name, kind, place.path, node.name, summary, doc, tuple(merged.values()), presets, needs_text)
+        raise RequestError(f"{place.path}: presets and needs_text of {own.node.name} must be literals") from error
+    doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
+    every = tuple(merged.values())
+    return Description(name, kind, place.path, own.node.name, doc.partition("\n")[0], doc, every, presets, needs_text)
 
 
 def load(kind: Kind, name: str) -> type[Any]:
@@ -176,6 +198,9 @@ def _module_file(module: str) -> Path | None:
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
+        if name in sys.modules and depth < len(parts):  # clsim has two folders in a checkout
+            search = getattr(sys.modules[name], "__path__", [])
+            continue
         specs = (finder.find_spec(name, search) for finder in sys.meta_path)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or (spec.submodule_search_locations is None and depth < len(parts)):
@@ -187,11 +212,11 @@ def _module_file(module: str) -> Path | None:
 # reading
 
 
-def _parse(path: Path) -> tuple[ast.Module, list[str]]:
-    """A file's syntax tree and its lines."""
+def _parse(path: Path) -> File:
+    """A file's syntax tree and its lines. Raises RequestError if it is no Python file."""
     try:
         text = path.read_text(encoding="utf-8")
-        return ast.parse(text), text.splitlines()
+        return File(path, ast.parse(text), text.splitlines())
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
     except SyntaxError as error:
@@ -200,11 +225,11 @@ def _parse(path: Path) -> tuple[ast.Module, list[str]]:
         raise RequestError(f"{path} is not a Python file: {error}") from error
 
 
-def _plugin_class(kind: Kind, place: Place, tree: ast.Module) -> ast.ClassDef:
-    """The class asked for; where none is named, the only public one with Strategy (or Scenario) among its bases."""
+def _plugin_class(kind: Kind, place: Place) -> Written:
+    """The class asked for; where none is named, the only public one that stands below Strategy (or Scenario)."""
     base = BASES[kind][0]
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    below = [name for name, node in classes.items() if base in {_last_name(each) for each in node.bases}]
+    classes = _parse(place.path).classes
+    below = [name for name, written in classes.items() if _lineage(kind, written)]
     public = [name for name in below if not name.startswith("_")]
     if place.class_name is None:
         if len(public) != 1:
@@ -222,16 +247,53 @@ def _plugin_class(kind: Kind, place: Place, tree: ast.Module) -> ast.ClassDef:
     return classes[place.class_name]
 
 
+def _lineage(kind: Kind, written: Written) -> list[Written]:
+    """The class and those above it, up to Strategy or Scenario, which is left out; empty if it stands below neither."""
+    if BASES[kind][0] in map(_last_name, written.node.bases):
+        return [written]
+    for base in written.node.bases:
+        above = _class_named(ast.unparse(base), written.file, written.node.lineno)
+        if above is not None and (line := _lineage(kind, above)):
+            return [written, *line]
+    return []
+
+
+def _class_named(name: str, file: File, line: float = math.inf) -> Written | None:
+    """What a name, dotted or not, stands for above a line of a file; None where reading alone does not tell."""
+    here = file.classes.get(name)
+    if here is not None and here.node.lineno < line:
+        return here
+    first, dot, rest = name.partition(".")
+    imported = _imported(file).get(first)
+    if imported is None:
+        return None
+    module, _, class_name = f"{imported}{dot}{rest}".rpartition(".")
+    path = _module_file(module)
+    return _class_named(class_name, _parse(path)) if path is not None and path.suffix == ".py" else None
+
+
+def _imported(file: File) -> dict[str, str]:
+    """What the import statements at a file's top level bind: a name -> what it stands for, dotted."""
+    found: dict[str, str] = {}
+    for node in file.tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {each.asname: each.name for each in node.names if each.asname}
+            found |= {first: first for each in node.names if (first := each.name.partition(".")[0]) and not each.asname}
+    return found
+
+
 def _last_name(node: ast.expr) -> str:
     """``clsim.Strategy`` -> ``Strategy``."""
     return ast.unparse(node).rpartition(".")[2]
 
 
-def _body(node: ast.ClassDef, lines: Sequence[str]) -> tuple[list[Field], dict[str, ast.expr]]:
+def _body(written: Written) -> tuple[list[Field], dict[str, ast.expr]]:
     """The dataclass fields that a class body declares, and its class variables."""
     declared: list[Field] = []
     constants: dict[str, ast.expr] = {}
-    for item in node.body:
+    for item in written.node.body:
         if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
             constants[item.targets[0].id] = item.value
         if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
@@ -244,7 +306,9 @@ def _body(node: ast.ClassDef, lines: Sequence[str]) -> tuple[list[Field], dict[s
             continue
         options = _field_options(item.value)
         if options.get("init") != "False":
-            declared.append(Field(item.target.id, annotation, options.get("default"), _comment(item, lines)))
+            declared.append(
+                Field(item.target.id, annotation, options.get("default"), _comment(item, written.file.lines))
+            )
     return declared, constants
 
 
@@ -269,14 +333,12 @@ def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
 
 
 @cache
-def _base(kind: Kind) -> tuple[list[Field], dict[str, Any]]:
-    """Fields of Strategy or Scenario, and its class variables' values, read from clsim's own file."""
+def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
+    """Fields of Strategy or Scenario by their names, and its class variables, read from clsim's own file."""
     name, module = BASES[kind]
-    tree, lines = _parse(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
-    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    declared, constants = _body(node, lines)
-    inherited = [Field(f.name, f.annotation, f.default, f.meaning, inherited=True) for f in declared]
-    return inherited, {key: ast.literal_eval(constants[key]) for key in ("presets", "needs_text") if key in constants}
+    file = _parse(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
+    declared, constants = _body(file.classes[name])
+    return {field.name: replace(field, inherited=True) for field in declared}, constants
 
 
 # importing

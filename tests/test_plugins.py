@@ -198,6 +198,77 @@ def test_kind_of_a_file_follows_its_bases(tmp_path: Path) -> None:
     assert plugins.kinds("nothing_of_this_name") == []
 
 
+BELOW = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+IMPORT
+
+
+@dataclass(kw_only=True)
+class CoOp(BASE):
+    \"\"\"CoOp with a twist.\"\"\"
+
+    twist: float = 0.5  # how much
+    context_length: int = 8
+    presets: ClassVar[dict[str, dict[str, object]]] = {"twisted": {"twist": 1.0}}
+
+
+@dataclass(kw_only=True)
+class Further(CoOp):
+    lr: float = 0.25
+"""
+
+
+@pytest.mark.parametrize(
+    ("imported", "base"),
+    [
+        ("from clsim.strategies.coop import CoOp", "CoOp"),
+        ("from clsim.strategies.coop import CoOp as Theirs", "Theirs"),
+        ("from clsim.strategies import coop", "coop.CoOp"),
+        ("import clsim.strategies.coop", "clsim.strategies.coop.CoOp"),
+        ("import clsim.strategies.coop as coop", "coop.CoOp"),
+        ("from clsim_again import CoOp", "CoOp"),  # which imports it itself
+    ],
+)
+def test_a_strategy_may_stand_below_another(
+    imported: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clsim_again.py").write_text("from clsim.strategies.coop import CoOp as CoOp\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(BELOW.replace("IMPORT", imported).replace("BASE", base))
+    theirs = plugins.describe("strategies", "coop")
+    for name, own in (("CoOp", {"twist", "context_length"}), ("Further", {"twist", "context_length", "lr"})):
+        described, cls = plugins.describe("strategies", f"{file}:{name}"), plugins.load("strategies", f"{file}:{name}")
+        assert [field.name for field in described.fields] == [field.name for field in dataclasses.fields(cls)]
+        defaults = {field.name: field.default for field in described.fields}
+        assert defaults == {field.name: field.default for field in theirs.fields} | {
+            name: repr(getattr(cls(), name)) for name in own
+        }
+        meaning = {field.name: field.meaning for field in described.fields}
+        assert meaning == {field.name: field.meaning for field in theirs.fields} | {"twist": "how much"}
+        assert (described.presets, described.needs_text) == ({"twisted": {"twist": 1.0}}, True)
+        assert plugins.kinds(f"{file}:{name}") == ["strategies"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class Toy(Lost):\n    pass\n",  # nothing of that name
+        "class Toy(Toy):\n    pass\n",
+        "from clsim_no_such_module import Base\n\n\nclass Toy(Base):\n    pass\n",
+        "from math import sin\n\n\nclass Toy(sin):\n    pass\n",  # a module without text
+        "import enum\n\n\nclass Toy(enum.Enum):\n    pass\n",
+    ],
+)
+def test_a_class_below_no_strategy_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "toy.py"
+    file.write_text(text)
+    with pytest.raises(RequestError, match="Toy in .* is no strategy: Strategy is not among its bases"):
+        plugins.describe("strategies", f"{file}:Toy")
+
+
 def test_label_and_identity(tmp_path: Path) -> None:
     file = toy_file(tmp_path)
     name = f"{file}:Toy"
