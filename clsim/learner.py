@@ -1,6 +1,7 @@
 """A strategy's learner: made for a run, and as what is kept of it."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from clsim import rng
 from clsim.backbones.load import Backbone
 from clsim.backbones.towers import Tower
 from clsim.data.streams import Info
+from clsim.errors import RequestError
 from clsim.strategy import Strategy
 
 
@@ -45,3 +47,14 @@ def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
             inside = {f"{prefix}.{name}" for name in module.state_dict()}
             frozen |= inside - {f"{prefix}.{name}" for name, p in module.named_parameters() if p.requires_grad}
     return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
+
+
+def load_learner(learner: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy what `learner_state` gave into place. Raises RequestError if it is another learner's."""
+    # a strategy may have let more of a tower learn since the learner was made, but never less
+    strange = (learner_state(learner).keys() - state.keys()) | (state.keys() - learner.state_dict().keys())
+    if strange:
+        raise RequestError(
+            f"the saved weights are of another learner ({min(strange)}): has its code changed? --fresh starts anew"
+        )
+    learner.load_state_dict(state, strict=False)

@@ -11,7 +11,7 @@ from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch, filled_up
 from clsim.data.streams import Info
 from clsim.data.transforms import evaluation
-from clsim.learner import build_learner
+from clsim.learner import build_learner, load_learner
 from clsim.loop import EVAL_BATCH
 
 
@@ -19,7 +19,7 @@ class Predictor:
     """Classifies images as the run's evaluation did."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises RequestError if the backbone's weights are no longer to be had."""
+        """Raises RequestError if the backbone's weights are no longer to be had, or the run's fit no longer."""
         asked = config.RunConfig.from_toml((directory / "config.toml").read_text())
         strategy = asked.make_strategy()
         backbone = load_backbone(asked.backbone, asked.weights)
@@ -27,7 +27,7 @@ class Predictor:
         info = Info(**saved["info"])
         self.bf16 = asked.precision == "bf16"
         self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, torch.device("cpu"), self.bf16)
-        self.learner.load_state_dict(saved["learner"], strict=False)
+        load_learner(self.learner, saved["learner"])
         self.learner.eval()
         self.pixels = backbone.image.pixels
         self.classes = torch.tensor(range(info.num_classes) if strategy.scores_unseen else saved["seen"])

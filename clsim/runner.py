@@ -29,7 +29,7 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation
 from clsim.errors import RequestError
 from clsim.events import Part, State
-from clsim.learner import build_learner, learner_state
+from clsim.learner import build_learner, learner_state, load_learner
 from clsim.loop import Cost, Loop
 from clsim.parts import named_part
 from clsim.recorders import console
@@ -158,18 +158,15 @@ class Job:
     def _run(self, quiet: bool) -> None:
         (self.directory / "config.toml").write_text(self.config.to_toml())
         checkpoint.write_text(self.directory / "env.json", json.dumps(environment(self), indent=1))
-        shown = console.Console(self.benchmark, quiet=quiet)
-        loop, journal = self._loop(shown)
-        try:
+        with contextlib.ExitStack() as opened:
+            shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
+            loop, journal = self._loop(shown, opened)
             reset_peak_memory()
             loop.run()
             self._finish(loop, journal)
-        finally:
-            shown.close()
-            journal.close()
 
-    def _loop(self, shown: console.Console) -> tuple[Loop, Journal]:
-        """The loop, standing where the checkpoint left it or at the start."""
+    def _loop(self, shown: console.Console, opened: contextlib.ExitStack) -> tuple[Loop, Journal]:
+        """The loop, standing where the checkpoint left it or at the start. Whatever must be closed goes to `opened`."""
         device = torch.device(self.config.device)
         bf16 = self.config.precision == "bf16"
         learner, bank_tower = build_learner(
@@ -181,6 +178,7 @@ class Job:
         saved = checkpoint.load(folder) if (folder / "state.json").exists() else None
         board = TensorBoard(self.directory, self.benchmark)
         journal = Journal(self.directory / "events.jsonl", [board], offset=saved["offset"] if saved else 0)
+        opened.enter_context(contextlib.closing(journal))
         state.log = lambda name, value: journal.log(state, name, value)
         tests = {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream}
         pair = self.benchmark.protocol == "pair"
@@ -298,7 +296,7 @@ def snapshot(loop: Loop, parts: Sequence[Part], journal: Journal) -> dict[str, A
 def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
     """Put the loop where `snapshot` found it. Weights are copied into place."""
     s = loop.state
-    s.learner.load_state_dict(saved["learner"], strict=False)
+    load_learner(s.learner, saved["learner"])
     if saved["optimizer"] is not None:
         s.optimizer = loop.strategy.configure_optimizer(s.learner)
         s.optimizer.load_state_dict(saved["optimizer"])

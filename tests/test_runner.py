@@ -22,17 +22,13 @@ KILLER = '''
 import os, signal
 from dataclasses import dataclass
 from pathlib import Path
-from clsim import Strategy
-from clsim.strategies.finetune import Finetuned
+from clsim.strategies.finetune import Finetune
 
 @dataclass(kw_only=True)
-class Killer(Strategy):
+class Killer(Finetune):
     """Fine-tuning that kills its own process once, at a given step."""
 
     at: int = 12  # the step
-
-    def build(self, backbone, info):
-        return Finetuned(backbone.image, backbone.image.out_dim, info.num_classes)
 
     def after_update(self, s):
         alive = Path(__file__).with_name("killed")
@@ -157,6 +153,22 @@ def test_a_failed_run_keeps_its_last_checkpoint_and_goes_on(tmp_path, monkeypatc
     (state,) = tmp_path.rglob("state.json")
     assert json.loads(state.read_text())["tree"]["trained"] == 1
     assert small(strategy="linear", out=tmp_path).metrics["average_accuracy"] is not None
+
+
+def test_weights_of_another_learner_are_refused(tmp_path):
+    run = small(strategy="linear", out=tmp_path)
+    images = np.zeros((1, 3, 8, 8), np.uint8)
+    assert run.predict(images).shape == (1,)
+    folder = run.directory / "checkpoint"
+    state = checkpoint.load(folder)
+    state["learner"]["old.weight"] = state["learner"].pop("head.weight")
+    checkpoint.save(folder, state)
+    with pytest.raises(RequestError, match=r"another learner \(head.weight\)"):
+        clsim.load(run.directory).predict(images)
+    (run.directory / "summary.json").unlink()
+    with pytest.raises(RequestError, match=r"another learner \(head.weight\)"):
+        small(strategy="linear", out=tmp_path)
+    assert small(strategy="linear", out=tmp_path, fresh=True).metrics == run.metrics
 
 
 def test_a_full_disk_is_never_taken_for_a_finished_run(tmp_path, monkeypatch):
