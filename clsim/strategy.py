@@ -16,7 +16,7 @@ class Strategy(Part):
     """A way of learning. A plug-in is one dataclass below this one: its fields are its configuration.
 
     Write `build`; the rest has defaults. A field's comment is its help text (`clsim show NAME`), and `presets` names
-    settings to choose with `--preset`. Check ranges in `__post_init__` and raise ValueError.
+    settings to choose with `--preset`. Check ranges in `__post_init__`: with `at_least`, or raise ValueError.
     """
 
     epochs: int = 5  # passes over each experience
@@ -37,14 +37,17 @@ class Strategy(Part):
     scores_unseen: ClassVar[bool] = False  # whether it can tell classes apart that it never trained on
 
     def __post_init__(self) -> None:
-        lowest = {"epochs": 1, "batch_size": 1} | dict.fromkeys(
-            ("lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad"), 0
-        )
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        self.at_least(1, "epochs", "batch_size")
+        self.at_least(0, "lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad")
         if not 0 < self.crop_min <= 1:
             raise ValueError(f"crop_min must be above 0 and at most 1, not {self.crop_min}")
+
+    def at_least(self, low: int, *names: str) -> None:
+        """Raises ValueError if one of these fields has a value below `low`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, not {value}")
 
     def reads(self) -> set[str]:
         """What the learner looks at: "images", "features" (of the frozen tower, on clean images), or both."""

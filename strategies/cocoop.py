@@ -68,9 +68,8 @@ class CoCoOp(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("context_length", 1), ("reduction", 1), ("views", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        self.at_least(1, "context_length", "reduction")
+        self.at_least(0, "views")
 
     def reads(self) -> set[str]:
         return {"features"}

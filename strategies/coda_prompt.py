@@ -92,13 +92,10 @@ class CodaPrompt(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("components", "blocks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.at_least(1, "components", "blocks")
         if self.prompt_length < 2 or self.prompt_length % 2:
             raise ValueError(f"prompt_length must be even and at least 2, not {self.prompt_length}")
-        if self.ortho < 0:
-            raise ValueError(f"ortho must be at least 0, not {self.ortho}")
+        self.at_least(0, "ortho")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

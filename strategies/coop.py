@@ -62,10 +62,8 @@ class CoOp(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context_length < 1:
-            raise ValueError(f"context_length must be at least 1, not {self.context_length}")
-        if self.views < 0:
-            raise ValueError(f"views must be at least 0, not {self.views}")
+        self.at_least(1, "context_length")
+        self.at_least(0, "views")
 
     def reads(self) -> set[str]:
         return {"features"}

@@ -104,9 +104,8 @@ class Dapl(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("context_length", 1), ("domain_length", 1), ("views", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        self.at_least(1, "context_length", "domain_length")
+        self.at_least(0, "views")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
 

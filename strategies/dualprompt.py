@@ -64,14 +64,11 @@ class DualPrompt(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("general_blocks", "expert_blocks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.at_least(1, "general_blocks", "expert_blocks")
         for name in ("general_length", "expert_length"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even and at least 2, not {getattr(self, name)}")
-        if self.lr_base < 0:
-            raise ValueError(f"lr_base must be at least 0, not {self.lr_base}")
+        self.at_least(0, "lr_base")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

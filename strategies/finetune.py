@@ -3,23 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from clsim import Strategy
-from clsim.data.batches import Batch
+from clsim.backbones.towers import PLAIN
 from clsim.parts.heads import LinearHead
-
-
-class Finetuned(nn.Module):
-    """A tower that learns, under a linear head."""
-
-    def __init__(self, tower: nn.Module, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.tower = tower.requires_grad_()
-        self.head = LinearHead(width, num_classes)
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(self.tower(batch.images))
+from clsim.parts.tuned import Headed, TunedImage
 
 
 @dataclass(kw_only=True)
@@ -29,4 +18,5 @@ class Finetune(Strategy):
     lr: float = 3e-4  # learning rate
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
-        return Finetuned(backbone.image, backbone.image.out_dim, info.num_classes)
+        tower = backbone.image.requires_grad_()
+        return Headed(TunedImage(tower, PLAIN), LinearHead(tower.out_dim, info.num_classes))

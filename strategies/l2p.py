@@ -106,13 +106,10 @@ class L2P(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pool_size", "prompt_length", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.at_least(1, "pool_size", "prompt_length", "top_k")
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be chosen from a pool of pool_size={self.pool_size}")
-        if self.lr_base < 0:
-            raise ValueError(f"lr_base must be at least 0, not {self.lr_base}")
+        self.at_least(0, "lr_base")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

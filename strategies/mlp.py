@@ -20,9 +20,8 @@ class Mlp(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("layers", 2), ("hidden", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        self.at_least(2, "layers")
+        self.at_least(1, "hidden")
 
     def reads(self) -> set[str]:
         return {"features"}

@@ -92,9 +92,7 @@ class SPrompts(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prompt_length", "centres"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.at_least(1, "prompt_length", "centres")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

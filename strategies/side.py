@@ -23,8 +23,7 @@ class Side(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 1:
-            raise ValueError(f"channels must be at least 1, not {self.channels}")
+        self.at_least(1, "channels")
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         networks = info.num_experiences if info.protocol == "task" else 1

@@ -1,20 +1,17 @@
 """SSF (Lian et al. 2022, arXiv:2210.08823)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from clsim import Strategy
-from clsim.parts.tuned import tuned
+from clsim.backbones.towers import Tower
+from clsim.families import Tuner
 from clsim.parts.tuners import ScaleShift
 
 
 @dataclass(kw_only=True)
-class Ssf(Strategy):
+class Ssf(Tuner):
     """SSF: a scale and a shift behind every projection and norm. Lian et al. 2022, arXiv:2210.08823."""
 
     lr: float = 1e-3  # learning rate
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        return tuned(backbone, info, "image", ScaleShift)
+    def tune(self, tower: Tower) -> ScaleShift:
+        return ScaleShift(tower)

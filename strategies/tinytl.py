@@ -1,19 +1,15 @@
 """TinyTL (Cai et al. 2020, arXiv:2007.11622)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from clsim import Strategy
 from clsim.backbones.towers import Tower
 from clsim.errors import RequestError
-from clsim.parts.tuned import tuned
+from clsim.families import Tuner
 from clsim.parts.tuners import LiteResiduals, free_biases
 
 
 @dataclass(kw_only=True)
-class TinyTl(Strategy):
+class TinyTl(Tuner):
     """TinyTL: biases learn, and small residual branches beside the blocks. Cai et al. 2020, arXiv:2007.11622.
 
     Made for convolutional networks: here the branches run on the grid of patches, beside every block but the last.
@@ -24,14 +20,10 @@ class TinyTl(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.groups < 1:
-            raise ValueError(f"groups must be at least 1, not {self.groups}")
+        self.at_least(1, "groups")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        def tune(tower: Tower) -> LiteResiduals:
-            free_biases(tower)
-            if tower.width % self.groups:
-                raise RequestError(f"groups={self.groups} does not divide the {tower.width} features of a token")
-            return LiteResiduals(tower, self.groups)
-
-        return tuned(backbone, info, "image", tune)
+    def tune(self, tower: Tower) -> LiteResiduals:
+        if tower.width % self.groups:
+            raise RequestError(f"groups={self.groups} does not divide the {tower.width} features of a token")
+        free_biases(tower)
+        return LiteResiduals(tower, self.groups)

@@ -1,18 +1,14 @@
 """Visual prompt tuning, deep (Jia et al. 2022, arXiv:2203.12119)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from clsim import Strategy
 from clsim.backbones.towers import Tower
-from clsim.parts.tuned import tuned
+from clsim.families import Tuner
 from clsim.parts.tuners import Prompts, Tokens, visual_bound
 
 
 @dataclass(kw_only=True)
-class VptDeep(Strategy):
+class VptDeep(Tuner):
     """VPT-deep: learned tokens beside the image's own, in every block anew. Jia et al. 2022, arXiv:2203.12119."""
 
     lr: float = 5e-3  # learning rate
@@ -20,11 +16,7 @@ class VptDeep(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt_length < 1:
-            raise ValueError(f"prompt_length must be at least 1, not {self.prompt_length}")
+        self.at_least(1, "prompt_length")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        def tune(t: Tower) -> Prompts:
-            return Prompts(Tokens(t.depth, self.prompt_length, t.width, visual_bound(t)))
-
-        return tuned(backbone, info, "image", tune)
+    def tune(self, tower: Tower) -> Prompts:
+        return Prompts(Tokens(tower.depth, self.prompt_length, tower.width, visual_bound(tower)))

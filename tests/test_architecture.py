@@ -21,6 +21,7 @@ FLOORS = [
     {"loop", "compare"},
     {"learner"},
     {"config", "listing"},
+    {"families"},
     {"strategy", "values", "plugins"},
     {"parts"},
     {"backbones"},
@@ -34,6 +35,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 INHERITED = {
     "feature_views",
     "expanded",
+    *("tune", "texts", "adapt"),
     *("forward", "build", "reads", "parts", "experiences", "loss", "fit", "caveats", "learning_rate"),
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "about", "embed", "pool", "enter", "keys_values", "branch", "linear", "norm"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clsim.backbones.clip import TextTower
 from clsim.backbones.registry import WITH_TEXT
-from clsim.backbones.towers import PLAIN, Sites, Tower
+from clsim.backbones.towers import Sites, Tower
 from clsim.data.batches import Batch
 from clsim.errors import RequestError
 from clsim.parts.heads import LinearHead
@@ -127,12 +127,16 @@ class TextClassifier(nn.Module):
 
 
 def tuned(
-    backbone: Any, info: Any, where: Where, tune: Callable[[Tower], Sites], texts: Callable[[], nn.Module] | None = None
+    backbone: Any,
+    info: Any,
+    where: Where,
+    tune: Callable[[Tower], Sites],
+    texts: Callable[[], nn.Module | None] = lambda: None,
 ) -> nn.Module:
     """The learner of a tuner: `tune(tower)` makes what tunes it, or lets weights of it learn.
 
-    With `where` "text" or "both" images are told apart by cosine to the class names; `texts` replaces what reads
-    those. Raises RequestError for a backbone without text, or without blocks.
+    With `where` "text" or "both" images are told apart by cosine to the class names, read by the tuned tower or by what
+    `texts()` makes. Raises RequestError for a backbone without text, or without blocks.
     """
     image = backbone.image
     if where != "image" and backbone.text is None:
@@ -144,20 +148,7 @@ def tuned(
     images = BankFeatures() if where == "text" else TunedImage(image, tune(image))
     if where == "image":
         return Headed(images, LinearHead(image.out_dim, info.num_classes))
-    read = TunedText(backbone.text, tune(backbone.text), info.class_names) if texts is None else texts()
+    read = texts()
+    if read is None:
+        read = TunedText(backbone.text, tune(backbone.text), info.class_names)
     return TextClassifier(images, read, backbone.text.logit_scale)
-
-
-def reads(where: Where) -> set[str]:
-    """What such a learner looks at."""
-    return {"features"} if where == "text" else {"images"}
-
-
-def only_weights(free: Callable[[Tower], None]) -> Callable[[Tower], Sites]:
-    """A tuner that adds nothing at any site: `free(tower)` lets weights of the tower learn."""
-
-    def tune(tower: Tower) -> Sites:
-        free(tower)
-        return PLAIN
-
-    return tune
