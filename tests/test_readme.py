@@ -6,7 +6,9 @@ from pathlib import Path
 import clsim
 from clsim import cli, plugins
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICK = ["--backbone", "vit_nano", "--epochs", "1", "scenario.train_per_class=5", "scenario.test_per_class=3"]
 
 
 def test_the_strategy_in_the_readme_is_complete_and_short(tmp_path, monkeypatch, capsys):
@@ -14,15 +16,29 @@ def test_the_strategy_in_the_readme_is_complete_and_short(tmp_path, monkeypatch,
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     (tmp_path / "cosine.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    quick = ["--backbone", "vit_nano", "--epochs", "1", "scenario.train_per_class=5", "scenario.test_per_class=3"]
     lines = re.findall(r"^clsim run (--strategy cosine.*)$", README, re.M)
     assert len(lines) == 2
     for line in lines:
-        assert cli.main(["run", *line.split(), *quick]) == 0
+        assert cli.main(["run", *line.split(), *QUICK]) == 0
     out = capsys.readouterr().out
     assert "cosine" in out and "ncm" in out
     plain, rehearsed = (clsim.load(path.parent) for path in sorted(tmp_path.glob("runs/*/cosine/*/summary.json")))
     assert {run.config["strategy"]["scale"] for run in (plain, rehearsed)} == {16.0, 20.0}
+
+
+def test_the_variant_in_contributing_runs_and_differs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    (tmp_path / "smooth.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    losses = {}
+    for words in ("vpt_deep", "smooth.py:SmoothVpt", "smooth.py:SmoothVpt smooth=0"):
+        out = tmp_path / str(len(losses))
+        assert cli.main(["run", "--strategy", *words.split(), *QUICK, "--quiet", "--out", str(out)]) == 0
+        (summary,) = out.rglob("summary.json")
+        losses[words] = clsim.load(summary.parent).events["step"]["loss"].tolist()
+    plain, smooth, without = losses.values()
+    assert plain == without
+    assert smooth[0] > plain[0]  # the same first batch, and the pull on top
 
 
 def test_tables_name_every_built_in():
