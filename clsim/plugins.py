@@ -6,11 +6,7 @@
 import ast
 import hashlib
 import importlib.util
-import io
-import math
 import sys
-import tokenize
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
@@ -21,23 +17,13 @@ from typing import Any, Literal
 
 import clsim
 from clsim.errors import RequestError, unknown
+from clsim.written import Class, Field, body, lineage, module_file, read
 
 Kind = Literal["strategies", "scenarios"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
 SINGULAR = {"strategies": "strategy", "scenarios": "scenario"}
 # kind -> the class that its plug-ins have among their bases, the module that holds it
 BASES = {"strategies": ("Strategy", "clsim.strategy"), "scenarios": ("Scenario", "clsim.data.streams")}
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of a plug-in's dataclass, as it is written."""
-
-    name: str
-    annotation: str
-    default: str | None  # source text; None where a value must be given
-    meaning: str  # the comment on its line
-    inherited: bool = False  # from Strategy or Scenario, as it stands there
 
 
 @dataclass(frozen=True)
@@ -53,28 +39,6 @@ class Description:
     fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
     presets: dict[str, dict[str, Any]]
     needs_text: bool = False  # whether it works only on a backbone with a text tower
-
-
-@dataclass(frozen=True)
-class File:
-    """A Python file as it is written."""
-
-    path: Path
-    tree: ast.Module
-    lines: Sequence[str]
-
-    @property
-    def classes(self) -> "dict[str, Written]":
-        """Its classes by their names."""
-        return {node.name: Written(self, node) for node in self.tree.body if isinstance(node, ast.ClassDef)}
-
-
-@dataclass(frozen=True)
-class Written:
-    """A class as it is written."""
-
-    file: File
-    node: ast.ClassDef
 
 
 @dataclass(frozen=True)
@@ -97,9 +61,9 @@ def kinds(name: str) -> list[Kind]:
     if not is_file(name):
         return [kind for kind in KINDS if name in names(kind)]
     place = _find("strategies", name)
-    asked = _parse(place.path).classes.get(place.class_name or "")
+    asked = read(place.path).classes.get(place.class_name or "")
     # neither: `describe` will say what a strategy needs
-    return [kind for kind in KINDS if asked is not None and _lineage(kind, asked)] or ["strategies"]
+    return [kind for kind in KINDS if asked is not None and lineage(asked, BASES[kind][0])] or ["strategies"]
 
 
 def describe(kind: Kind, name: str) -> Description:
@@ -107,8 +71,8 @@ def describe(kind: Kind, name: str) -> Description:
     place = _find(kind, name)
     own = _plugin_class(kind, place)
     merged, constants = _base(kind)
-    for written in reversed(_lineage(kind, own)):
-        declared, assigned = _body(written)
+    for written in reversed(lineage(own, BASES[kind][0])):
+        declared, assigned = body(written)
         constants = constants | assigned
         for field in declared:  # one that stands above keeps its place, and its meaning where none is given
             above = merged.get(field.name)
@@ -187,49 +151,19 @@ def _places(kind: Kind) -> list[Place]:
         for file in sorted((Path(folder) / kind).glob("[!_]*.py")):
             found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
     for entry in entry_points(group=f"clsim.{kind}"):
-        path = _module_file(entry.module) or Path(*entry.module.split(".")).with_suffix(".py")
+        path = module_file(entry.module) or Path(*entry.module.split(".")).with_suffix(".py")
         found.append(Place(entry.name, path, entry.attr or None, entry.module))
     return found
-
-
-def _module_file(module: str) -> Path | None:
-    """The file of a module, found without importing the module or the packages around it; None if there is none."""
-    search: Sequence[str] | None = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        if name in sys.modules and depth < len(parts):  # clsim has two folders in a checkout
-            search = getattr(sys.modules[name], "__path__", [])
-            continue
-        specs = (finder.find_spec(name, search) for finder in sys.meta_path)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None or (spec.submodule_search_locations is None and depth < len(parts)):
-            return None
-        search = spec.submodule_search_locations
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 # reading
 
 
-def _parse(path: Path) -> File:
-    """A file's syntax tree and its lines. Raises RequestError if it is no Python file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return File(path, ast.parse(text), text.splitlines())
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from error
-    except SyntaxError as error:
-        raise RequestError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except ValueError as error:  # not UTF-8, or null bytes
-        raise RequestError(f"{path} is not a Python file: {error}") from error
-
-
-def _plugin_class(kind: Kind, place: Place) -> Written:
+def _plugin_class(kind: Kind, place: Place) -> Class:
     """The class asked for; where none is named, the only public one that stands below Strategy (or Scenario)."""
     base = BASES[kind][0]
-    classes = _parse(place.path).classes
-    below = [name for name, written in classes.items() if _lineage(kind, written)]
+    classes = read(place.path).classes
+    below = [name for name, written in classes.items() if lineage(written, base)]
     public = [name for name in below if not name.startswith("_")]
     if place.class_name is None:
         if len(public) != 1:
@@ -247,97 +181,12 @@ def _plugin_class(kind: Kind, place: Place) -> Written:
     return classes[place.class_name]
 
 
-def _lineage(kind: Kind, written: Written) -> list[Written]:
-    """The class and those above it, up to Strategy or Scenario, which is left out; empty if it stands below neither."""
-    if BASES[kind][0] in map(_last_name, written.node.bases):
-        return [written]
-    for base in written.node.bases:
-        above = _class_named(ast.unparse(base), written.file, written.node.lineno)
-        if above is not None and (line := _lineage(kind, above)):
-            return [written, *line]
-    return []
-
-
-def _class_named(name: str, file: File, line: float = math.inf) -> Written | None:
-    """What a name, dotted or not, stands for above a line of a file; None where reading alone does not tell."""
-    here = file.classes.get(name)
-    if here is not None and here.node.lineno < line:
-        return here
-    first, dot, rest = name.partition(".")
-    imported = _imported(file).get(first)
-    if imported is None:
-        return None
-    module, _, class_name = f"{imported}{dot}{rest}".rpartition(".")
-    path = _module_file(module)
-    return _class_named(class_name, _parse(path)) if path is not None and path.suffix == ".py" else None
-
-
-def _imported(file: File) -> dict[str, str]:
-    """What the import statements at a file's top level bind: a name -> what it stands for, dotted."""
-    found: dict[str, str] = {}
-    for node in file.tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {each.asname: each.name for each in node.names if each.asname}
-            found |= {first: first for each in node.names if (first := each.name.partition(".")[0]) and not each.asname}
-    return found
-
-
-def _last_name(node: ast.expr) -> str:
-    """``clsim.Strategy`` -> ``Strategy``."""
-    return ast.unparse(node).rpartition(".")[2]
-
-
-def _body(written: Written) -> tuple[list[Field], dict[str, ast.expr]]:
-    """The dataclass fields that a class body declares, and its class variables."""
-    declared: list[Field] = []
-    constants: dict[str, ast.expr] = {}
-    for item in written.node.body:
-        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-            constants[item.targets[0].id] = item.value
-        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
-            continue
-        quoted = isinstance(item.annotation, ast.Constant) and isinstance(item.annotation.value, str)
-        annotation = str(ast.literal_eval(item.annotation)) if quoted else ast.unparse(item.annotation)
-        if annotation.removeprefix("typing.").startswith("ClassVar"):
-            if item.value is not None:
-                constants[item.target.id] = item.value
-            continue
-        options = _field_options(item.value)
-        if options.get("init") != "False":
-            declared.append(
-                Field(item.target.id, annotation, options.get("default"), _comment(item, written.file.lines))
-            )
-    return declared, constants
-
-
-def _field_options(value: ast.expr | None) -> dict[str, str]:
-    """Text of the default and the other keywords of ``field(...)``, or of a plain default."""
-    if value is None:
-        return {}
-    if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
-        return {"default": ast.unparse(value)}
-    options = {word.arg: ast.unparse(word.value) for word in value.keywords if word.arg is not None}
-    if "default_factory" in options:
-        options["default"] = f"{options['default_factory']}()".removeprefix("lambda: ")
-    return options
-
-
-def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
-    """The comments behind a statement, and inside it where it takes several lines."""
-    assert item.end_lineno is not None
-    text = "".join(f"{line.strip()}\n" for line in lines[item.lineno - 1 : item.end_lineno])
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return " ".join(token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT)
-
-
 @cache
 def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
     """Fields of Strategy or Scenario by their names, and its class variables, read from clsim's own file."""
     name, module = BASES[kind]
-    file = _parse(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
-    declared, constants = _body(file.classes[name])
+    file = read(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
+    declared, constants = body(file.classes[name])
     return {field.name: replace(field, inherited=True) for field in declared}, constants
 
 

@@ -23,6 +23,7 @@ FLOORS = [
     {"config", "listing"},
     {"families"},
     {"strategy", "values", "plugins"},
+    {"written"},
     {"parts"},
     {"backbones"},
     {"data"},

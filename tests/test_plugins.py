@@ -136,6 +136,12 @@ def test_entry_points_are_found_without_importing_their_package(
     assert {"boxed", "lost", "l2p"} <= set(plugins.names("strategies"))
     described = plugins.describe("strategies", "boxed")
     assert described.path == package / "inner" / "toy.py"
+    (package / "inner" / "below.py").write_text(
+        "from .. import inner\nfrom . import toy\nfrom .toy import Toy\n\n\n"
+        "class One(Toy):\n    pass\n\n\nclass Two(toy.Toy):\n    pass\n\n\nclass Three(inner.toy.Toy):\n    pass\n"
+    )
+    for name in ("One", "Two", "Three"):
+        assert plugins.describe("strategies", f"{package}/inner/below.py:{name}").fields == described.fields
     assert "clsim_toy_package" not in sys.modules
     cls = plugins.load("strategies", "boxed")
     assert cls.__module__ == "clsim_toy_package.inner.toy"
