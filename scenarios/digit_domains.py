@@ -1,34 +1,29 @@
 """Digit domains: handwritten digits from three sources."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from clsim.data.domains import direction, domain_benchmark, every_pair
+from clsim.data.domains import DomainScenario, domain_benchmark
 from clsim.data.readers import Hub, Source
-from clsim.data.streams import Benchmark, DataAccess, Scenario
+from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.scenarios.five_datasets import SETS
 from clsim.scenarios.split_digits import digits
 
 USPS = Hub("flwrlabs/usps", "main")  # "main" is not pinned: its commit could not be looked up
-DOMAINS = ("mnist", "usps", "digits")
 
 
 @dataclass(kw_only=True)
-class DigitDomains(Scenario):
+class DigitDomains(DomainScenario):
     """Ten digits as MNIST, USPS and scikit-learn have them, 28x28, 16x16 and 8x8 pixels, brought to one size.
 
     MNIST and USPS have splits of their own; of scikit-learn's a fixed fifth is for testing. No mirrored images.
     """
 
+    domains: ClassVar[tuple[str, ...]] = ("mnist", "usps", "digits")
     protocol: Literal["domain", "pair", "targets"] = "domain"  # new domains, or what to adapt to
-    source: str = "mnist"  # the labelled domain (pair, targets)
-    target: str = "usps"  # the unlabelled domain (pair)
-    sources: tuple[str, ...] = ()  # several labelled domains, in place of source
-    targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
-    pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
-    shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
+    source: str = "mnist"
+    target: str = "usps"
 
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""
@@ -42,10 +37,4 @@ class DigitDomains(Scenario):
             data.parquet(name, split, "image", "label", hub=hub)
             for name, hub in (("mnist", SETS["mnist"][1]), ("usps", USPS))
         )
-        return Source.join((mnist, usps, own.encoded()), DOMAINS, as_domains=True)
-
-    def variant(self) -> str:
-        return direction(self)
-
-    def expanded(self) -> Sequence[Mapping[str, Any]]:
-        return every_pair(self, DOMAINS)
+        return Source.join((mnist, usps, own.encoded()), self.domains, as_domains=True)

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from clsim import config, runner
-from clsim.data.domains import direction, domain_benchmark
+from clsim.data.domains import domain_benchmark
 from clsim.data.streams import DataAccess, few_shot
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 from clsim.scenarios.digit_domains import DigitDomains
 from clsim.scenarios.domainnet import DomainNet
 from clsim.scenarios.glyph_pair import GlyphPair
-from clsim.scenarios.office_home import DOMAINS as HOMES
 from clsim.scenarios.office_home import OfficeHome
 from clsim.scenarios.pacs import Pacs
 
@@ -38,7 +37,7 @@ def test_several_sources_are_one_labelled_source(tables):
     assert of(learned) == {0, 2} and set(learned.table.domains[learned.unlabelled]) == {1}
     assert [of(column) for column in benchmark.test_stream] == [{1}, {1}, {0, 2}]
     assert benchmark.info.domain_names == ("Photo + Art", "Clip Art")
-    assert direction(scenario) == "photo+art-clip_art"
+    assert scenario.variant() == "photo+art-clip_art"
 
 
 def test_a_sequence_of_targets(tables):
@@ -160,7 +159,7 @@ def write_home(write_parquet, folder, domains, names, per_cell, file="train-0000
 
 def test_office_home_is_cut_by_file_and_adapts_by_default(tmp_path, write_parquet):
     names = [f"thing {i}" for i in range(65)]
-    write_home(write_parquet, tmp_path / "office_home", HOMES, names, 4)
+    write_home(write_parquet, tmp_path / "office_home", OfficeHome.domains, names, 4)
     benchmark = OfficeHome().build(access(tmp_path))
     assert benchmark.protocol == "pair" and benchmark.info.num_classes == 65
     assert benchmark.info.domain_names == ("Art", "Clipart")
@@ -169,7 +168,7 @@ def test_office_home_is_cut_by_file_and_adapts_by_default(tmp_path, write_parque
     classes = OfficeHome(protocol="class").build(access(tmp_path))
     assert [len(e.classes) for e in classes.train_stream] == [13] * 5
     domains = OfficeHome(protocol="domain").build(access(tmp_path))
-    assert [e.name for e in domains.train_stream] == sorted(HOMES)
+    assert [e.name for e in domains.train_stream] == sorted(OfficeHome.domains)
     assert OfficeHome().variant() == "Art-Clipart" and OfficeHome(protocol="domain").variant() == ""
     with pytest.raises(RequestError, match="no domain 'Sketch'; there are: Art, Clipart, Product, Real World"):
         OfficeHome(target="Sketch").build(access(tmp_path))

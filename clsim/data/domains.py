@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from clsim.data.streams import (
     Benchmark,
     DataAccess,
     Experience,
+    Scenario,
     class_incremental,
     domain_incremental,
     few_shot,
@@ -24,22 +25,33 @@ from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 
 
-class Domains(Protocol):
-    """The fields of a scenario whose images come from several domains."""
+@dataclass(kw_only=True)
+class DomainScenario(Scenario):
+    """A scenario whose images come from several domains. Write `build`, with `domain_benchmark`, and `domains`."""
 
-    @property
-    def protocol(self) -> str:
-        """What is new, or what to adapt to: domain, class, pair or targets."""
+    domains: ClassVar[tuple[str, ...]] = ()  # that pairs=all goes over
+    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains or classes, or what to adapt to
+    source: str = ""  # the labelled domain (pair, targets)
+    target: str = ""  # the unlabelled domain (pair)
+    sources: tuple[str, ...] = ()  # several labelled domains, in place of source
+    targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
+    pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
+    shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
 
-    source: str  # the labelled domain
-    target: str  # the unlabelled one
-    sources: tuple[str, ...]  # several labelled domains, in place of `source`
-    targets: tuple[str, ...]  # of a sequence; none: every other domain
-    pairs: str  # "one" or "all"
-    shots: int | None  # labelled images of each class of a source
-    train_per_class: int | None
-    test_per_class: int | None
-    order_seed: int
+    def variant(self) -> str:
+        """The direction of an adaptation, ``Art-Clipart``; nothing where all domains are learned."""
+        if self.protocol not in ("pair", "targets"):
+            return ""
+        targets = (self.target,) if self.protocol == "pair" else self.targets or ("others",)
+        return "-".join(("+".join(self.sources or (self.source,)), *targets)).replace(" ", "_")
+
+    def expanded(self) -> Sequence[Mapping[str, Any]]:
+        """The fields of each ordered pair of domains, where all are asked for."""
+        if self.pairs == "one":
+            return ({},)
+        if self.protocol != "pair" or self.sources:
+            raise RequestError("pairs=all is for protocol=pair, from one source to one target")
+        return [{"pairs": "one", "source": a, "target": b} for a, b in itertools.permutations(self.domains, 2)]
 
 
 def cut(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
@@ -49,7 +61,7 @@ def cut(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable
 
 
 def domain_benchmark(
-    scenario: Any, train: ImageTable, test: ImageTable, flip: bool = True, classes_per_experience: int = 0
+    scenario: DomainScenario, train: ImageTable, test: ImageTable, flip: bool = True, classes_per_experience: int = 0
 ) -> Benchmark:
     """The stream that `scenario.protocol` names, over the tables' domains. Raises RequestError as those streams do."""
     if scenario.protocol in ("pair", "targets"):
@@ -67,7 +79,7 @@ def domain_benchmark(
     return replace(benchmark, train_stream=tuple(stream))
 
 
-def adaptation(scenario: Domains, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
+def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
     """A labelled source with an unlabelled target, learned at once, or with one target after the other.
 
     A pair is tested on the target's training images (as published figures are), and on test images of the target and
@@ -112,7 +124,7 @@ def adaptation(scenario: Domains, train: ImageTable, test: ImageTable, flip: boo
     return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))  # type: ignore[arg-type]
 
 
-def _chosen(scenario: Domains, known: Sequence[str]) -> tuple[list[str], list[str]]:
+def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names of the source domains and of the targets, as the table has them."""
     sources = [matching_name("domain", name, known) for name in scenario.sources or (scenario.source,)]
     if scenario.protocol == "pair":
@@ -129,20 +141,3 @@ def _chosen(scenario: Domains, known: Sequence[str]) -> tuple[list[str], list[st
         if len(set(names)) < len(names):
             raise RequestError(f"{', '.join(names)}: each domain can be named once")
     return sources, targets
-
-
-def direction(scenario: Domains) -> str:
-    """What joins the scenario's name in the run directory: ``Art-Clipart``; nothing where all domains are learned."""
-    if scenario.protocol not in ("pair", "targets"):
-        return ""
-    targets = (scenario.target,) if scenario.protocol == "pair" else scenario.targets or ("others",)
-    return "-".join(("+".join(scenario.sources or (scenario.source,)), *targets)).replace(" ", "_")
-
-
-def every_pair(scenario: Domains, known: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """The fields of each ordered pair of domains, where the scenario asks for all."""
-    if scenario.pairs == "one":
-        return ({},)
-    if scenario.protocol != "pair" or scenario.sources:
-        raise RequestError("pairs=all is for protocol=pair, from one source to one target")
-    return [{"pairs": "one", "source": a, "target": b} for a, b in itertools.permutations(known, 2)]
