@@ -1,7 +1,7 @@
 """Families of strategies: what several methods share, so that each of them writes only what is its own."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -46,6 +46,36 @@ class TextTuner(Tuner):
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         return tuned(backbone, info, self.tower, self.tune, lambda: self.texts(backbone, info))
+
+
+@dataclass(kw_only=True)
+class TextPrompts(Strategy):
+    """Words that learn around class names, before CLIP's frozen text tower; images are features from the bank.
+
+    The recipe is that of CoOp (Zhou et al. 2022, arXiv:2109.01134). Write `build`.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
+    lr: float = 2e-3  # learning rate
+    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
+        "cosine_epochs"  # of lr in an experience: by step or epoch
+    )
+    warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
+    weight_decay: float = 5e-4  # of every trained parameter
+    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
+
+    needs_text: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "views")
+
+    def reads(self) -> set[str]:
+        return {"features"}
+
+    def feature_views(self) -> int:
+        return self.views
 
 
 @dataclass(kw_only=True)

@@ -1,14 +1,14 @@
 """CoCoOp: conditional context optimisation (Zhou et al. 2022, arXiv:2203.05557)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clsim import Strategy
 from clsim.data.batches import Batch
+from clsim.families import TextPrompts
 from clsim.parts.text import TEMPLATE, Begun, TextHead, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
@@ -41,7 +41,7 @@ class ConditionalClassifier(nn.Module):
 
 
 @dataclass(kw_only=True)
-class CoCoOp(Strategy):
+class CoCoOp(TextPrompts):
     """Conditional context optimisation: a context that moves with the image. Zhou et al. 2022, arXiv:2203.05557.
 
     Every image has its own texts: the cost grows with images times classes. The paper trains 10 epochs with one image
@@ -53,29 +53,12 @@ class CoCoOp(Strategy):
     reduction: int = 16  # how much narrower the Meta-Net's hidden layer is than a feature
     epochs: int = 10  # passes over each experience
     batch_size: int = 1  # images of the stream in a step
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
-    lr: float = 2e-3  # learning rate
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
-        "cosine_epochs"  # of lr in an experience: by step or epoch
-    )
-    warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
-    weight_decay: float = 5e-4  # of every trained parameter
-    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
 
-    needs_text: ClassVar[bool] = True
-    scores_unseen: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"batch_of_32": {"batch_size": 32, "lr": 1e-2}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "context_length", "reduction")
-        self.at_least(0, "views")
-
-    def reads(self) -> set[str]:
-        return {"features"}
-
-    def feature_views(self) -> int:
-        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         return ConditionalClassifier(backbone.text, info.class_names, self)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from clsim import Strategy
+from clsim.families import TextPrompts
 from clsim.parts.text import TEMPLATE, Begun, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 from clsim.parts.tuned import BankFeatures, TextClassifier
@@ -32,7 +32,7 @@ class ContextClasses(nn.Module):
 
 
 @dataclass(kw_only=True)
-class CoOp(Strategy):
+class CoOp(TextPrompts):
     """Context optimisation: learned words around the class names. Zhou et al. 2022, arXiv:2109.01134.
 
     Both towers are frozen; images are features from the bank. `epochs` in the paper:
@@ -44,17 +44,7 @@ class CoOp(Strategy):
     class_specific: bool = False  # vectors of each class's own
     init: str = ""  # words to start from, as many tokens as vectors, e.g. "a photo of a"; empty: random
     epochs: int = 50  # passes over each experience
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
-    lr: float = 2e-3  # learning rate
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
-        "cosine_epochs"  # of lr in an experience: by step or epoch
-    )
-    warmup_epochs: int = 1  # first epochs of an experience, at warmup_lr
-    weight_decay: float = 5e-4  # of every trained parameter
-    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
 
-    needs_text: ClassVar[bool] = True
-    scores_unseen: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "words": {"context_length": 4, "init": "a photo of a"},
         "class_specific": {"class_specific": True},
@@ -63,13 +53,6 @@ class CoOp(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "context_length")
-        self.at_least(0, "views")
-
-    def reads(self) -> set[str]:
-        return {"features"}
-
-    def feature_views(self) -> int:
-        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         texts = ContextClasses(backbone.text, info.class_names, self)

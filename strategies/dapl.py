@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clsim import State, Strategy
+from clsim import State
 from clsim.data.batches import Batch
+from clsim.families import TextPrompts
 from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
@@ -75,7 +76,7 @@ class DomainPrompts(nn.Module):
 
 
 @dataclass(kw_only=True)
-class Dapl(Strategy):
+class Dapl(TextPrompts):
     """Domain adaptation via prompt learning: words for classes and for domains. Ge et al. 2022, arXiv:2202.06687.
 
     Target images learn from pseudo labels, which zero-shot CLIP gives where it is sure. In the paper each softmax spans
@@ -90,30 +91,16 @@ class Dapl(Strategy):
         "both"  # a softmax over both domains' prompts (paper), or one's (release)
     )
     epochs: int = 25  # passes over the source
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
     lr: float = 3e-3  # learning rate
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = (
-        "cosine_epochs"  # of lr in an experience: by step or epoch
-    )
-    weight_decay: float = 5e-4  # of every trained parameter
-    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
+    warmup_epochs: int = 0  # first epochs of an experience, at warmup_lr
 
-    needs_text: ClassVar[bool] = True
-    scores_unseen: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "release": {"domain_contrast": "none"}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "context_length", "domain_length")
-        self.at_least(0, "views")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
-
-    def reads(self) -> set[str]:
-        return {"features"}
-
-    def feature_views(self) -> int:
-        return self.views
 
     def build(self, backbone: Any, info: Any) -> nn.Module:
         return DomainPrompts(backbone.text, info, self)
