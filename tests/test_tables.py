@@ -37,17 +37,19 @@ def rows(text):
 @pytest.mark.slow
 def test_both_tables_with_resume_and_rows_for_what_is_missing(tables, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, "TUNERS", ("linear", "not_there_yet"))
-    monkeypatch.setattr(tables, "STREAM_ONLY", ("ncm",))
+    monkeypatch.setattr(tables, "STREAM_ONLY", ("l2p",))
     call(tables, tmp_path, "--epochs", "1")
     text = capsys.readouterr().out
     transfer, split = text.split("Split CIFAR-100, 1 epochs, seeds 0,1:")
     assert "skipped: there is no such strategy yet" in "".join(rows(transfer)["`not_there_yet`"])
     linear = rows(transfer)["`linear`"]
     assert float(linear[1]) in (1e-3, 3e-3, 9e-3) and "±" in linear[2] and linear[3:5] == ["330", "1.19"]
-    assert rows(split)["`ncm`"][5] == "0" and "`finetune mask=current`" in rows(split)
+    assert rows(transfer)["`ncm`"][1].strip() == "" and rows(transfer)["`ncm`"][3] == "0", "no rate to choose"
+    assert rows(split)["`ncm`"][5] == "0" and {"`l2p`", "`finetune mask=current`"} < set(rows(split))
+    assert "`l2p`" not in rows(transfer)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     tuned = [path for path in made if "transfer.digits-tune" in str(path)]
-    assert len(tuned) == 3 and len(made) == 3 + 2 + 3 * 2
+    assert len(tuned) == 3 and len(made) == 3 + 2 * 2 + 4 * 2
     call(tables, tmp_path, "--epochs", "1")
     assert capsys.readouterr().out == text
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == made
