@@ -234,13 +234,13 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
     common = _checked_options(option)
     configs = []
     for name, full_name in strategies.items():
-        needs_text = plugins.describe("strategies", full_name).needs_text
+        made = _fitting(make(classes[name], values[name], name), name, common["parts"])
         backbone = (
             check(option("backbone"), str | None, "backbone")
             or backbones.get(name)
-            or registry.default_backbone(needs_text)
+            or registry.default_backbone(made.needs_text)
         )
-        settled = resolved(_fitting(make(classes[name], values[name], name), name, common["parts"]))
+        settled = resolved(made)
         for seed in _seeds(option("seed", 0)):
             configs += [
                 RunConfig(scenario, fields, full_name, settled, backbone=backbone, seed=seed, **common)

@@ -33,9 +33,14 @@ class TextTuner(Tuner):
     )
 
     @property
-    def scores_unseen(self) -> bool:  # type: ignore[override]
-        """With class names read by a text tower it can."""
+    def needs_text(self) -> bool:  # type: ignore[override]
+        """For class names, which the text tower reads."""
         return self.tower != "image"
+
+    @property
+    def scores_unseen(self) -> bool:  # type: ignore[override]
+        """With class names it can."""
+        return self.needs_text
 
     def reads(self) -> set[str]:
         return {"features"} if self.tower == "text" else {"images"}

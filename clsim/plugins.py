@@ -38,7 +38,6 @@ class Description:
     doc: str
     fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
     presets: dict[str, dict[str, Any]]
-    needs_text: bool = False  # whether it works only on a backbone with a text tower
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,12 @@ def describe(kind: Kind, name: str) -> Description:
             meaning = field.meaning or (above.meaning if above else "")
             merged = merged | {field.name: replace(field, meaning=meaning)}
     try:
-        presets, needs_text = (
-            ast.literal_eval(constants[key]) if key in constants else empty
-            for key, empty in (("presets", {}), ("needs_text", False))
-        )
+        presets = ast.literal_eval(constants["presets"]) if "presets" in constants else {}
     except ValueError as error:
-        raise RequestError(f"{place.path}: presets and needs_text of {own.node.name} must be literals") from error
+        raise RequestError(f"{place.path}: presets of {own.node.name} must be a literal") from error
     doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
     every = tuple(merged.values())
-    return Description(name, kind, place.path, own.node.name, doc.partition("\n")[0], doc, every, presets, needs_text)
+    return Description(name, kind, place.path, own.node.name, doc.partition("\n")[0], doc, every, presets)
 
 
 def load(kind: Kind, name: str) -> type[Any]:

@@ -128,8 +128,8 @@ class Job:
         backbone = load_backbone(settled.backbone, settled.weights)
         if strategy.needs_text and backbone.text is None:
             raise RequestError(
-                f"{settled.strategy} needs a backbone with a text tower; {settled.backbone} has none. "
-                f"{registry.WITH_TEXT} have one"
+                f"{settled.strategy} reads class names and needs a backbone with a text tower; "
+                f"{settled.backbone} has none. {registry.WITH_TEXT} have one"
             )
         access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
         benchmark = scenario.build(access)

@@ -198,7 +198,7 @@ def test_pairs_that_make_no_sense(tables, source, target, message):
 
 
 def plan(strategy, out, **fields):
-    backbone = "clip_nano" if plugins.describe("strategies", strategy).needs_text else "vit_nano"
+    backbone = "clip_nano" if plugins.load("strategies", strategy)().needs_text else "vit_nano"
     options = {"scenario": "glyph_pair", "strategy": strategy, "backbone": backbone, "out": out, "precision": "fp32"}
     (only,) = config.plan(options, SMALL | fields, None)
     return only

@@ -44,7 +44,6 @@ class Toy(Strategy):
     hidden: int = field(init=False, default=0)  # not configured
 
     presets: ClassVar[dict[str, dict[str, object]]] = {"big": {"size": 9, "backbone": "vit_nano"}}
-    needs_text: ClassVar[bool] = True
 '''
 
 
@@ -73,7 +72,6 @@ def test_describe_reads_fields_defaults_and_comments_without_running(tmp_path: P
     ]
     assert own[0].meaning == learning_rate.meaning != ""
     assert toy.presets == {"big": {"size": 9, "backbone": "vit_nano"}}
-    assert toy.needs_text is True
     inherited = {field.name for field in toy.fields if field.inherited}
     assert inherited == {field.name for field in dataclasses.fields(Strategy)} - {"lr"}
 
@@ -90,7 +88,7 @@ def test_what_is_read_is_what_python_makes_of_it(kind: plugins.Kind) -> None:
         assert described.summary, f"{name} has no docstring"
         assert all(field.meaning for field in described.fields), f"{name}: a field without a comment"
         if kind == "strategies":
-            assert (described.presets, described.needs_text) == (cls.presets, cls.needs_text)
+            assert described.presets == cls.presets
 
 
 def test_builtin_folders_hold_one_plugin_a_file_and_skip_underscores(
@@ -173,7 +171,7 @@ def test_unknown_name_gives_the_nearest_and_the_list() -> None:
         (TOY, "Toi", r"no class in .* called 'Toi' \(did you mean 'Toy'\?\)"),
         ("class Toy:\n    pass\n", "Toy", "Toy in .* is no strategy: Strategy is not among its bases"),
         (TOY, "", "needs the name of a class"),
-        (TOY.replace("True\n", "bool(1)\n"), "Toy", "presets and needs_text of Toy must be literals"),
+        (TOY.replace("9", "int(9)"), "Toy", "presets of Toy must be a literal"),
     ],
 )
 def test_a_file_that_is_no_plugin_says_why(tmp_path: Path, text: str, wanted: str, message: str) -> None:
@@ -254,7 +252,7 @@ def test_a_strategy_may_stand_below_another(
         }
         meaning = {field.name: field.meaning for field in described.fields}
         assert meaning == {field.name: field.meaning for field in theirs.fields} | {"twist": "how much"}
-        assert (described.presets, described.needs_text) == ({"twisted": {"twist": 1.0}}, True)
+        assert described.presets == cls.presets == {"twisted": {"twist": 1.0}}
         assert plugins.kinds(f"{file}:{name}") == ["strategies"]
 
 

@@ -242,7 +242,7 @@ SMALL = {"train_per_class": "6", "test_per_class": "3", "classes_per_experience"
 
 
 def plan(strategy, out, parts, precision="fp32"):
-    backbone = "clip_nano" if plugins.describe("strategies", strategy).needs_text else "vit_nano"
+    backbone = "clip_nano" if plugins.load("strategies", strategy)().needs_text else "vit_nano"
     options = {"strategy": strategy, "backbone": backbone, "precision": precision, "with": parts, "threads": 1}
     fields = {f"scenario.{name}": value for name, value in SMALL.items()} | {"epochs": "2", "batch_size": "16"}
     (only,) = config.plan(options | {"out": out}, fields, None)

@@ -21,7 +21,7 @@ STRATEGIES = plugins.names("strategies")
 
 
 def backbone_for(strategy):
-    return "clip_nano" if plugins.describe("strategies", strategy).needs_text else "vit_nano"
+    return "clip_nano" if plugins.load("strategies", strategy)().needs_text else "vit_nano"
 
 
 def plan(strategy, out, **fields):
@@ -195,10 +195,18 @@ def test_zero_shot_scores_classes_before_they_come_and_trains_nothing(tmp_path):
     assert run.metrics["forward_transfer"] == 0 and run.summary["cost"]["trainable_parameters"] == 0
 
 
-def test_zero_shot_needs_text_and_templates_with_a_place_for_the_name(tmp_path):
-    with pytest.raises(RequestError, match="vit_nano has none"):
-        (only,) = config.plan({"strategy": "zero_shot", "backbone": "vit_nano", "out": tmp_path}, {}, None)
-        Job.prepare(only)
+@pytest.mark.parametrize(
+    "strategy, fields", [("zero_shot", {}), ("lora", {"tower": "text"}), ("bias", {"tower": "both"})]
+)
+def test_class_names_are_read_by_a_text_tower(tmp_path, strategy, fields):
+    (by_default,) = config.plan({"strategy": strategy, "out": tmp_path}, fields, None)
+    assert by_default.backbone == "clip_micro"
+    (without,) = config.plan({"strategy": strategy, "out": tmp_path, "backbone": "vit_nano"}, fields, None)
+    with pytest.raises(RequestError, match="vit_nano has none. clip_micro and clip:<model>/<tag>"):
+        Job.prepare(without)
+
+
+def test_zero_shot_wants_templates_with_a_place_for_the_name(tmp_path):
     with pytest.raises(RequestError, match="where the class name goes"):
         plan("zero_shot", tmp_path, templates="a photo")
 

@@ -338,9 +338,7 @@ def test_a_deep_head_learns_from_a_batch_of_one_and_scores_each_image_alone():
     assert [type(layer).__name__ for layer in head.body] == ["Linear", "ReLU", "BatchNorm"] * 2
 
 
-def test_a_tower_without_text_or_blocks_is_refused():
-    with pytest.raises(RequestError, match="vit_nano has none. clip_micro and clip:<model>/<tag>"):
-        make("lora", tower="text")
+def test_a_tower_without_blocks_is_refused():
     opaque = Backbone("resnet", type("Opaque", (nn.Module,), {"layers": []})())
     with pytest.raises(RequestError, match="no transformer"):
         plugins.load("strategies", "adapter")().build(opaque, INFO)

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from clsim.backbones.clip import TextTower
-from clsim.backbones.registry import WITH_TEXT
 from clsim.backbones.towers import Sites, Tower
 from clsim.data.batches import Batch
-from clsim.errors import RequestError
 from clsim.parts.heads import LinearHead
 from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording
@@ -136,13 +134,9 @@ def tuned(
     """The learner of a tuner: `tune(tower)` makes what tunes it, or lets weights of it learn.
 
     With `where` "text" or "both" images are told apart by cosine to the class names, read by the tuned tower or by what
-    `texts()` makes. Raises RequestError for a backbone without text, or without blocks.
+    `texts()` makes. Raises RequestError for an image tower without blocks.
     """
     image = backbone.image
-    if where != "image" and backbone.text is None:
-        raise RequestError(
-            f"tower={where} needs a backbone with a text tower; {backbone.name} has none. {WITH_TEXT} have one"
-        )
     if where != "text":
         require_blocks(image)
     images = BankFeatures() if where == "text" else TunedImage(image, tune(image))
