@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clsim import checkpoint, config, plugins
 from clsim.backbones import registry
@@ -61,12 +62,20 @@ def run(**options: Any) -> Run | list[Run]:
 def run_all(
     configs: Sequence[RunConfig], *, fresh: bool = False, quiet: bool = False, dry_run: bool = False
 ) -> list[Run]:
-    """Every configuration in turn; finished ones are read back. With `dry_run` nothing is run and the list is empty."""
+    """Every configuration in turn; finished ones are read back. With `dry_run` nothing is run and the list is empty.
+
+    Raises RequestError before anything is run if a strategy does not fit its backbone or the scenario.
+    """
+    others = {wanted.strategy: wanted for wanted in configs if wanted.strategy != configs[0].strategy}
+    for wanted in others.values():  # a mistake in the last must not come to light when the first has been trained
+        with _torch_settings(wanted):
+            Job.prepare(wanted).learner()
     runs = []
     for wanted in configs:
         with _torch_settings(wanted):
             job = Job.prepare(wanted)
             if dry_run:
+                job.learner()
                 print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
                 continue
             runs.append(job.execute(fresh=fresh, quiet=quiet))
@@ -145,33 +154,42 @@ class Job:
     def execute(self, *, fresh: bool, quiet: bool) -> Run:
         """Run, or go on, or read back; then print the final table."""
         if fresh or not self.finished:
+            made = self.learner()  # first: what the strategy refuses leaves no directory behind
             with alone_in(self.directory):
                 if fresh:
                     clear(self.directory)
                 if not self.finished:
-                    self._run(quiet)
+                    self._run(*made, quiet)
         run = load(self.directory)
         if not quiet:
             console.report(run)
         return run
 
-    def _run(self, quiet: bool) -> None:
+    def learner(self) -> tuple[nn.Module, Tower | None]:
+        """A new learner and the bank's tower. Raises RequestError if backbone or stream do not suit the strategy."""
+        device, bf16 = torch.device(self.config.device), self.config.precision == "bf16"
+        return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
+
+    def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         (self.directory / "config.toml").write_text(self.config.to_toml())
         checkpoint.write_text(self.directory / "env.json", json.dumps(environment(self), indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
-            loop, journal = self._loop(shown, opened)
+            loop, journal = self._loop(learner, bank_tower, shown, opened)
             reset_peak_memory()
             loop.run()
             self._finish(loop, journal)
 
-    def _loop(self, shown: console.Console, opened: contextlib.ExitStack) -> tuple[Loop, Journal]:
+    def _loop(
+        self,
+        learner: nn.Module,
+        bank_tower: Tower | None,
+        shown: console.Console,
+        opened: contextlib.ExitStack,
+    ) -> tuple[Loop, Journal]:
         """The loop, standing where the checkpoint left it or at the start. Whatever must be closed goes to `opened`."""
         device = torch.device(self.config.device)
         bf16 = self.config.precision == "bf16"
-        learner, bank_tower = build_learner(
-            self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16
-        )
         state = State(learner, self.benchmark.info, self.config.seed)
         parts = [*self.strategy.parts(), *(named_part(text) for text in self.config.parts)]
         folder = self.directory / "checkpoint"

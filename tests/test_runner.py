@@ -264,6 +264,15 @@ def test_timm_towers_take_local_weights(tmp_path):
     assert backbone.image.pixels.size == 224 and backbone.image.pixels.stored_side == 256
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("strategy", ["partial", "linear,partial"])
+def test_a_strategy_that_does_not_fit_is_refused_before_anything_is_run(tmp_path, strategy, dry_run):
+    configs = config.plan({"strategy": strategy, "backbone": "vit_nano", "out": tmp_path}, {"blocks": 3}, None)
+    with pytest.raises(RequestError, match="blocks=3 is more than the 2"):
+        runner.run_all(configs, quiet=True, dry_run=dry_run)
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     configs = config.plan({"strategy": "ncm", "backbone": "vit_nano", "out": tmp_path / "runs"}, {}, None)
     assert runner.run_all(configs, dry_run=True) == []
