@@ -374,6 +374,8 @@ def test_accuracy_cost_figure():
     assert len(boxes) == 6
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "a name covers another"
     assert to_array(accuracy_cost_figure({"nothing is trained": [Point("ncm", 0, 40.0)]})).ndim == 3
+    (wide,) = accuracy_cost_figure({"two seeds": [Point("lora", 1e4, 50.0, 120.0), Point("ssf", 2e4, 99.0)]}).axes
+    assert wide.get_ylim() == (0, 100)
 
 
 def test_percent():

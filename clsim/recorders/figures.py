@@ -158,6 +158,8 @@ def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
                     ha="right",
                     fontsize=8,
                 )
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100))  # an interval of few seeds reaches beyond what an accuracy can be
         _label(figure, axes, placed)
     return figure
 
