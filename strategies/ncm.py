@@ -17,6 +17,10 @@ class NearestMean(nn.Module):
         super().__init__()
         self.head = PrototypeHead(width, num_classes)
 
+    def represent(self, batch: Batch) -> Tensor:
+        """A batch -> (B,D) features, what the head reads."""
+        return batch.features
+
     def forward(self, batch: Batch) -> Tensor:
         return self.head(batch.features)
 

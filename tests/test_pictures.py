@@ -57,6 +57,10 @@ def test_only_so_many_images_are_on_a_map(make_table):
     assert SHOWN / 2 < len(rows) <= SHOWN and set(table.labels[rows]) == set(range(7))
 
 
+def test_images_that_a_learner_does_not_tell_apart_lie_on_one_point():
+    assert pictures._flat(np.full((20, 3), -2.0, dtype=np.float32)).tolist() == [[0, 0]] * 20
+
+
 def test_confusions_are_shares_of_a_class(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(pictures, "grid_figure", lambda *args: seen.append(args) or grid_figure(*args))

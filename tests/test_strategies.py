@@ -131,6 +131,16 @@ def test_domain_stream_is_scored_before_training(whole, domain_tree, tmp_path):
         assert run.metrics["forward_transfer"] is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_pair_of_domains_is_learned_and_drawn(name, tmp_path):
+    options = {"scenario": "glyph_pair", "strategy": name, "backbone": backbone_for(name), "out": tmp_path}
+    fields = {"epochs": "1", "scenario.train_per_class": "2", "scenario.test_per_class": "2"}
+    (run,) = runner.run_all(config.plan(options, fields, None), quiet=True)
+    assert 0 <= run.metrics["target_accuracy"] <= 1
+    assert (run.directory / "pictures" / "features.png").exists()
+
+
 def test_ncm_equals_class_means_by_hand(tmp_path):
     run = finished("ncm", tmp_path)
     head = run._predictor.learner.head

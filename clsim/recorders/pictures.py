@@ -80,9 +80,11 @@ def _spread(experience: Experience) -> NDArray[np.int64]:
 
 
 def _flat(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,D) -> (n,2)."""
+    """(n,D) -> (n,2); points that are all the same stay so."""
     from sklearn.manifold import TSNE  # late: a second to import
 
+    if (points == points[0]).all():  # an untrained learner may score every image alike, and t-SNE divides by the spread
+        return np.zeros((len(points), 2))
     wide = min(30, (len(points) - 1) / 3)
     tsne = TSNE(init="pca", random_state=0, perplexity=wide, max_iter=ITERATIONS, n_jobs=1)
     return np.asarray(tsne.fit_transform(points), dtype=np.float64)
