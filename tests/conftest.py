@@ -22,6 +22,8 @@ from PIL import Image
 from clsim import checkpoint, config, plugins, runner
 from clsim.config import RunConfig
 from clsim.data.table import ImageTable
+from clsim.events import Part, State
+from clsim.loop import Loop
 from clsim.recorders import tensorboard
 from clsim.results import Run
 from clsim.runner import Job
@@ -87,11 +89,12 @@ def plan() -> Callable[..., RunConfig]:
     """The configuration of a small run on Toy; keywords are options, fields of the strategy, and `scenario` a dict."""
 
     def make(strategy: str, out: Path, scenario: dict[str, Any] | None = None, **given: Any) -> RunConfig:
-        options = {"scenario": TOY, "strategy": strategy, "backbone": None, "out": out, "precision": "fp32"}
-        options |= {name: given.pop(name) for name in list(given) if name in config.OPTIONS}
-        options["backbone"] = options["backbone"] or backbone_for(strategy)
-        fields = {f"scenario.{name}": value for name, value in (scenario or {}).items()}
-        (only,) = config.plan(options, {**({} if "preset" in options else SMALL), **given, **fields}, None)
+        asked = {"scenario": TOY, "strategy": strategy, "out": out, "precision": "fp32"}
+        asked |= {"backbone": backbone_for(strategy)} | ({} if "preset" in given else SMALL) | given
+        options = {name: value for name, value in asked.items() if name in config.OPTIONS}
+        fields = {name: value for name, value in asked.items() if name not in options}
+        fields |= {f"scenario.{name}": value for name, value in (scenario or {}).items()}
+        (only,) = config.plan(options, fields, None)
         return only
 
     return make
@@ -112,6 +115,20 @@ def finished(plan) -> Callable[..., Run]:
 def prepare(plan) -> Callable[..., Job]:
     """The job of a small run; takes what `plan` takes."""
     return lambda *args, **given: Job.prepare(plan(*args, **given))
+
+
+@pytest.fixture
+def make_loop(prepare, tmp_path) -> Callable[..., Loop]:
+    """The loop of a small run, at its start, without recorders and checkpoints; `parts` hear its events."""
+
+    def make(
+        strategy: str = "linear", parts: Sequence[Part] = (), scenario: dict[str, Any] | None = None, **given: Any
+    ) -> Loop:
+        job = prepare(strategy, tmp_path, scenario, **given)
+        learner, tower = job.learner()
+        return job.loop(State(learner, job.benchmark.info, job.config.seed), tower, [*job.strategy.parts(), *parts])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -200,14 +200,19 @@ def test_a_forward_pass_leaves_no_trace_in_the_learner(whole, name, training, tm
     _, tower = job.learner()
     experience = job.benchmark.train_stream[0]
     loader = job.loader(experience.table, tower)
-    batch = loader.train(experience.rows[:5], Augmentation(1.0, False), torch.Generator().manual_seed(0))
+    first, batch = (
+        loader.train(experience.rows[rows], Augmentation(1.0, False), torch.Generator().manual_seed(0))
+        for rows in (slice(0, 3), slice(3, 8))
+    )
     learner.train(training)
+    with torch.no_grad():
+        seeded(learner, first)  # what is computed from the weights alone may be kept
     before = copy.deepcopy(learner)
     with torch.no_grad():
-        first, second = (seeded(learner, batch) for _ in range(2))
+        once, again = (seeded(learner, batch) for _ in range(2))
     learner.eval()
     before.eval()
-    assert differences(dataclasses.asdict(first), dataclasses.asdict(second)) == []
+    assert differences(dataclasses.asdict(once), dataclasses.asdict(again)) == []
     ours, theirs = dict(learner.named_modules()), dict(before.named_modules())
     assert ours.keys() == theirs.keys()
     assert [f"{key}: {each}" for key in ours for each in differences(vars(ours[key]), vars(theirs[key]))] == []
@@ -452,9 +457,8 @@ def test_l2p_logs_how_often_each_prompt_was_chosen(tmp_path, finished):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_preset_runs(preset, precision, tmp_path, finished):
     name, preset = preset
-    backbone = "clip_nano" if plugins.load("strategies", name)().needs_text else "vit_nano"
     scenario = {"train_per_class": 3, "test_per_class": 2}
-    run = finished(name, tmp_path, scenario, preset=preset, precision=precision, epochs=1, backbone=backbone)
+    run = finished(name, tmp_path, scenario, preset=preset, precision=precision, epochs=1)
     assert np.isfinite(run.events.get("step", {}).get("loss", [])).all()  # none where nothing is trained
     for key, value in plugins.load("strategies", name).presets[preset].items():
         if key not in ("backbone", "epochs"):
