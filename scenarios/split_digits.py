@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from clsim.data.readers import held_out
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 from clsim.data.table import ImageTable
 
 
@@ -25,7 +25,7 @@ def digits() -> tuple[ImageTable, ImageTable]:
 
 
 @dataclass(kw_only=True)
-class SplitDigits(Scenario):
+class SplitDigits(ClassScenario):
     """Handwritten digits of 8x8 pixels, two new ones at a time; come with scikit-learn.
 
     1,797 images of 43 writers (Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits), a fixed fifth

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clsim.data.glyph_tables import train_and_test
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 
 
 @dataclass(kw_only=True)
-class SplitGlyphs(Scenario):
+class SplitGlyphs(ClassScenario):
     """Drawn 32x32 pictures of 100 classes, 10 shapes in 10 fills, ten new ones at a time; nothing to download."""
 
     train_per_class: int = 50  # training images of each class; any number

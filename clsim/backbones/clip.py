@@ -45,8 +45,8 @@ class ClipVisionTower(Tower):
 
     @property
     def last_norm(self) -> nn.Module:
-        # behind the pooling where the model wants it so
-        return nn.Identity() if self.visual.final_ln_after_pool else self.visual.ln_post  # type: ignore[no-any-return]
+        norm: nn.Module = self.visual.ln_post
+        return nn.Identity() if self.visual.final_ln_after_pool else norm  # some models normalise after pooling
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -45,3 +45,13 @@ def no_weights(name: str, error: Exception) -> RequestError:
         f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
         f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
     )
+
+
+def require_multiple(name: str, image_size: int, patch: int) -> None:
+    """Raises RequestError unless square patches of `patch` pixels tile an image of that side."""
+    if image_size < patch or image_size % patch:
+        below = max(image_size // patch, 1) * patch
+        raise RequestError(
+            f"{name} reads patches of {patch}x{patch} pixels, which do not divide --image-size {image_size}; "
+            f"{below} and {below + patch} are possible"
+        )

@@ -92,8 +92,11 @@ class VisionTower(Tower):
 
     @property
     def first_position(self) -> Tensor:
-        """(1,1,D) position embedding of the class token."""
-        return self.vit.pos_embed[:, :1]  # type: ignore[index]
+        """(1,1,D) position embedding of the class token; zeros where it has none (DINOv2 with registers)."""
+        positions = self.vit.pos_embed
+        if positions is None or self.vit.no_embed_class or not self.vit.has_class_token:
+            return next(self.layers[0].block.parameters()).new_zeros(1, 1, self.width)
+        return positions[:, :1]
 
     def about(self) -> str:
         return repr(self.pixels)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from clsim.data.readers import Source, held_out
 from clsim.data.streams import (
     Benchmark,
+    ClassScenario,
     DataAccess,
     Experience,
-    Scenario,
     class_incremental,
     domain_incremental,
     few_shot,
@@ -26,7 +26,7 @@ from clsim.errors import RequestError
 
 
 @dataclass(kw_only=True)
-class DomainScenario(Scenario):
+class DomainScenario(ClassScenario):
     """A scenario whose images come from several domains. Write `build`, with `domain_benchmark`, and `domains`."""
 
     domains: ClassVar[tuple[str, ...]] = ()  # that pairs=all goes over
@@ -37,6 +37,15 @@ class DomainScenario(Scenario):
     targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
     pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
     shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for fields of a class order where no new classes arrive."""
+        super().__post_init__()
+        if self.protocol != "class":
+            self.refuse_class_fields(f"protocol={self.protocol} has none")
+
+    def _seed_draws_images(self) -> bool:
+        return self.shots is not None
 
     def variant(self) -> str:
         """The direction of an adaptation, ``Art-Clipart``; nothing where all domains are learned."""
@@ -121,7 +130,7 @@ def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, fl
         Experience(i, table, chosen, tuple(np.unique(table.labels[chosen]).tolist()), name, domain)
         for i, (name, table, chosen, domain) in enumerate(columns)
     )
-    return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))  # type: ignore[arg-type]
+    return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))
 
 
 def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -190,12 +190,14 @@ def colour(hue: Array, saturation: Array, value: Array) -> Array:
     """(N,1,1) hue, saturation and value in [0, 1] -> (N,3,1,1) RGB."""
     shift = np.array([5, 3, 1], dtype=np.float32)[:, None, None]
     k = (shift + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))  # type: ignore[no-any-return]
+    rgb: Array = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb
 
 
 def lay(canvas: Array, paint: Array | float, cover: Array) -> Array:
     """(N,3,32,32) canvas with paint over it where `cover` (N,32,32) is 1."""
-    return canvas + (paint - canvas) * cover[:, None]  # type: ignore[no-any-return]
+    painted: Array = canvas + (paint - canvas) * cover[:, None]
+    return painted
 
 
 def blurred(canvas: Array) -> Array:
