@@ -21,7 +21,7 @@ class DomainNet(DomainScenario):
     protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains or classes, or what to adapt to
     source: str = "real"
     target: str = "sketch"
-    classes_per_experience: int = 69  # new classes in each experience (class); divides 345
+    classes_per_experience: int = 69  # new classes in each experience (class); divides 345 (less base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""

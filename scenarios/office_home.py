@@ -21,7 +21,7 @@ class OfficeHome(DomainScenario):
     protocol: Literal["domain", "class", "pair", "targets"] = "pair"  # new domains or classes, or what to adapt to
     source: str = "Art"
     target: str = "Clipart"
-    classes_per_experience: int = 13  # new classes in each experience (class); divides 65
+    classes_per_experience: int = 13  # new classes in each experience (class); divides 65 (less base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""

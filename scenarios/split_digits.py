@@ -32,7 +32,7 @@ class SplitDigits(ClassScenario):
     of them for testing.
     """
 
-    classes_per_experience: int = 2  # new classes in each experience; divides 10
+    classes_per_experience: int = 2  # new classes in each experience; divides 10 (less base_classes)
     protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
 
     def build(self, data: DataAccess) -> Benchmark:
