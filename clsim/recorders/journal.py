@@ -88,7 +88,7 @@ class Journal(Part):
         """A step record."""
         assert s.loss is not None and s.optimizer is not None
         lr = s.optimizer.param_groups[0]["lr"]
-        where = {"step": s.step, "experience": _experience(s), "epoch": s.epoch + 1}
+        where = {"step": s.step, "experience": s.experience.index + 1, "epoch": s.epoch + 1}
         self.write("step", **where, loss=s.loss.item(), lr=float(lr))
 
     def after_training_epoch(self, s: State) -> None:
@@ -117,7 +117,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _experience(s: State) -> int:
     """The experience being learned, counted from 1."""
-    return s.trained if s.experience is None else s.experience.index + 1
+    return s.trained if s.current is None else s.current.index + 1
 
 
 def _finite(value: Any) -> Any:

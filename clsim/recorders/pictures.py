@@ -11,7 +11,7 @@ from torch import Tensor
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
 from clsim.events import Part, State
-from clsim.loop import EVAL_BATCH
+from clsim.tools import EVAL_BATCH
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
 
