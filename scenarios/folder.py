@@ -24,9 +24,7 @@ class Folder(ClassScenario):
     With protocol=domain, a level of domain folders comes before the classes: TREE/DOMAIN/CLASS/*.png.
     """
 
-    classes_per_experience: int = (
-        10  # new classes in each experience (class and task); divides their number
-    )
+    classes_per_experience: int = 10  # new classes in each experience (class and task); divides their number
     protocol: Literal["class", "domain", "task"] = "class"  # new classes; new domains; classes with the task given
     domains: tuple[str, ...] = ()  # domain folders in the order of their arrival; none: all of them, by name
     flip: bool = True  # whether a mirrored image keeps its class; false for digits and letters

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from clsim import config, runner
+from clsim import config, plugins, runner
+from clsim.data.protocols import BaseToNew
 from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
 from clsim.scenarios.five_datasets import SETS, FiveDatasets
@@ -80,6 +81,13 @@ def test_split_glyphs_in_a_base_of_fifty(cache_dir):
     scenario = SplitGlyphs(base_classes=50, train_per_class=1, test_per_class=1)
     benchmark = scenario.build(access(None, cache_dir))
     assert [len(e.rows) for e in benchmark.train_stream] == [50, 10, 10, 10, 10, 10]
+
+
+@pytest.mark.parametrize("name", ["split_digits", "split_cifar100", "split_glyphs", "folder", "domainnet", "office_home"])
+def test_scenarios_that_bring_new_classes_list_base_classes_and_order(name):
+    described = {field.name: field for field in plugins.describe("scenarios", name).fields}
+    assert (described["base_classes"].default, described["order"].default) == ("None", "'random'")
+    assert "PILOT" in described["order"].meaning
 
 
 def test_a_run_with_uneven_groups_weighs_images_by_experience(tmp_path):
@@ -376,7 +384,8 @@ def test_transfer_base_to_new(cache_dir):
     (learned,), (base, new) = benchmark.train_stream, benchmark.test_stream
     assert learned.classes == base.classes == (0, 1, 2, 3, 4) and new.classes == (5, 6, 7, 8, 9)
     assert set(learned.labels) == set(base.labels) == set(base.classes) and set(new.labels) == set(new.classes)
-    assert len(base.rows) + len(new.rows) == len(base.table) and benchmark.tests_new_classes
+    assert len(base.rows) + len(new.rows) == len(base.table)
+    assert isinstance(benchmark.rules, BaseToNew) and not set(learned.classes) & set(new.classes)
     assert scenario.variant() == "digits-base-to-new"
     with pytest.raises(RequestError, match="split=tune is for train=N"):
         Transfer(split="tune", shots=4)

@@ -92,7 +92,7 @@ def resampled(weights: dict[str, Tensor], vit: "VisionTransformer") -> dict[str,
 
 
 def recipe(name: str) -> dict[str, object]:
-    """How bundled weights were made and how good they are, as written beside them."""
+    """How bundled weights were made and how accurate they are, as written next to them."""
     file = WEIGHTS / f"{name}.json"
     read: dict[str, object] = json.loads(file.read_text()) if file.exists() else {}
     return read

@@ -103,18 +103,21 @@ class VisionTower(Tower):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: prefix tokens (class, registers), then patches."""
-        tokens = self.vit.patch_embed(inputs.to(self.dtype))
-        return self.vit.norm_pre(self.vit._pos_embed(tokens))  # type: ignore[no-any-return]
+        patches = self.vit.patch_embed(inputs.to(self.dtype))
+        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(patches))
+        return tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B,N,D) encoded tokens -> (B,D) features."""
-        return self.vit.fc_norm(self.vit.pool(tokens))  # type: ignore[no-any-return]
+        pooled: Tensor = self.vit.fc_norm(self.vit.pool(tokens))
+        return pooled
 
     def forward(self, images: Tensor, sites: Sites = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,D) pooled features; tokens that `sites` adds are not pooled."""
         tokens = self.embed(images)
         if self.vit.global_pool == "token":
-            return self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])  # type: ignore[no-any-return]
+            pooled: Tensor = self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])
+            return pooled
         return self.pool(self.encode(tokens, slice(0, tokens.shape[1]), sites))
 
 

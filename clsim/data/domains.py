@@ -30,7 +30,7 @@ class DomainScenario(ClassScenario):
     """A scenario whose images come from several domains. Write `build`, with `domain_benchmark`, and `domains`."""
 
     domains: ClassVar[tuple[str, ...]] = ()  # that pairs=all goes over
-    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains or classes, or what to adapt to
+    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = ""  # the labelled domain (pair, targets)
     target: str = ""  # the unlabelled domain (pair)
     sources: tuple[str, ...] = ()  # several labelled domains, in place of source

@@ -94,7 +94,7 @@ class Chance:
         return (bits.astype(np.float32) / np.float32(1 << 24)).reshape(len(self.keys), *shape)
 
     def between(self, low: float, high: float, *shape: int) -> Array:
-        """The same in [low, high), with axes of length one behind for pictures to broadcast along."""
+        """The same in [low, high), with axes of length one appended, for pictures to broadcast along."""
         values = np.float32(low) + np.float32(high - low) * self.take(*shape)
         return values if shape else values[:, None, None]
 
@@ -274,7 +274,7 @@ def paint_quickdraw(glyph: Glyph, chance: Chance) -> Array:
 
 
 def paint_infograph(glyph: Glyph, chance: Chance) -> Array:
-    """A flat glyph beside bars and lines of text."""
+    """A flat glyph next to bars and lines of text."""
     first, second, hue = _two_colours(chance, (0.5, 0.9))
     canvas = np.broadcast_to(colour(hue, chance.between(0, 0.15), chance.between(0.92, 1)), (len(first), 3, SIZE, SIZE))
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
