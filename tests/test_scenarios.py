@@ -83,7 +83,9 @@ def test_split_glyphs_in_a_base_of_fifty(cache_dir):
     assert [len(e.rows) for e in benchmark.train_stream] == [50, 10, 10, 10, 10, 10]
 
 
-@pytest.mark.parametrize("name", ["split_digits", "split_cifar100", "split_glyphs", "folder", "domainnet", "office_home"])
+@pytest.mark.parametrize(
+    "name", ["split_digits", "split_cifar100", "split_glyphs", "folder", "domainnet", "office_home"]
+)
 def test_scenarios_that_bring_new_classes_list_base_classes_and_order(name):
     described = {field.name: field for field in plugins.describe("scenarios", name).fields}
     assert (described["base_classes"].default, described["order"].default) == ("None", "'random'")
