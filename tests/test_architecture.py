@@ -17,8 +17,8 @@ FLOORS = [
     {"cli"},
     {"pretrain", "runner", "avalanche"},
     {"prediction"},
-    {"recorders", "results"},
-    {"loop", "compare"},
+    {"recorders"},
+    {"loop", "compare", "results"},
     {"learner"},
     {"config", "listing"},
     {"families"},
@@ -27,7 +27,8 @@ FLOORS = [
     {"parts"},
     {"backbones"},
     {"data"},
-    {"events", "metrics", "checkpoint", "rng"},
+    {"hardware", "rundir"},
+    {"events", "metrics", "checkpoint", "rng", "provenance"},
     {"errors", "version"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,4 +1,4 @@
-"""Pictures of a pair of domains: what the target's classes are taken for, and maps of features before and after."""
+"""Pictures of a pair of domains: the target's confusion matrix, and maps of features before and after training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,39 +6,38 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
 from clsim.events import Part, State
-from clsim.loop import EVAL_BATCH
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
+from clsim.tools import EVAL_BATCH
 
 SHOWN = 150  # images of a domain on a map
-ITERATIONS = 500  # of t-SNE: a second for both maps, and no run should take longer for its pictures than to learn
+ITERATIONS = 500  # of t-SNE: a second for both maps; pictures should take less time than training
 BEFORE = "before.npy"
 
 
 class Pictures(Part):
     """Draws into the folder `pictures` of the run, and into TensorBoard, when training is over.
 
-    A map shows test images of the source and images of the target by what the learner's classifier reads, where it says
-    that (`represent`: (B,) batch -> (B,D)), or else by its logits; t-SNE brings them to two dimensions (van der Maaten
-    and Hinton 2008). Labels colour the maps and go nowhere else.
+    A map shows test images of the source and images of the target: the features that the learner returns in its
+    Outputs, or its logits if it returns no features, in two dimensions by t-SNE (van der Maaten and Hinton 2008).
+    Labels are used for the colours of the maps only.
     """
 
     def __init__(
-        self, directory: Path, benchmark: Benchmark, loaders: Mapping[str, Loader], bf16: bool, board: TensorBoard
+        self, directory: Path, benchmark: Benchmark, loaders: Mapping[str, Loader], board: TensorBoard
     ) -> None:
+        """`loaders` are those of the test stream's tables, by fingerprint."""
         self.folder = directory / "pictures"
         self.target, _, self.source = benchmark.test_stream
         self.loaders = loaders
-        self.bf16 = bf16
         self.board = board
 
     def before_training(self, s: State) -> None:
-        """Keep what the images look like to an untrained learner; on resuming it is there already."""
+        """Keep the features under the untrained learner; a resumed run has them already."""
         if s.step == 0:
             self.folder.mkdir(exist_ok=True)
             np.save(self.folder / BEFORE, self._represented(s))
@@ -62,25 +61,24 @@ class Pictures(Part):
     @torch.no_grad()
     def _represented(self, s: State) -> NDArray[np.float32]:
         """(n,D): images of the source, then of the target."""
-        learner = s.learner.eval()
-        represent = getattr(learner, "represent", learner)
+        s.learner.eval()
         found = []
         for experience in (self.source, self.target):
             loader = self.loaders[experience.table.fingerprint]
             for count, batch in loader.unlabelled(_spread(experience), EVAL_BATCH):
-                with torch.autocast(loader.device.type, torch.bfloat16, enabled=self.bf16):
-                    said: Tensor = represent(batch)
-                found.append(said[:count].float().cpu())
+                outputs = s.outputs(batch)
+                shown = outputs.logits if outputs.features is None else outputs.features
+                found.append(shown[:count].float().cpu())
         return torch.cat(found).numpy()
 
 
 def _spread(experience: Experience) -> NDArray[np.int64]:
-    """Up to SHOWN of its rows, evenly over the classes, which stand one behind the other."""
+    """At most SHOWN of its rows, evenly over the classes, which are in order."""
     return experience.rows[:: -(-len(experience.rows) // SHOWN)]
 
 
 def _flat(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,D) -> (n,2); points that are all the same stay so."""
+    """(n,D) -> (n,2); if all points are equal, they stay equal."""
     from sklearn.manifold import TSNE  # late: a second to import
 
     if (points == points[0]).all():  # an untrained learner may score every image alike, and t-SNE divides by the spread
