@@ -34,6 +34,9 @@ OPTIONS = (
     "threads",
     "data_dir",
     "out",
+    "image_size",
+    "checkpoint_minutes",
+    "eval_every",
 )
 
 
@@ -58,6 +61,13 @@ class RunConfig:
     threads: int | None
     data_dir: Path | None
     out: Path
+    image_size: int | None = None
+    checkpoint_minutes: float = 10.0
+    eval_every: int | None = None
+
+    def make_parts(self):
+        from clsim.parts import named_part
+        return [named_part(text) for text in self.parts]
 
     def hash(self, *fingerprints: str) -> str:
         """8 hex digits over everything that can change a result; `fingerprints` are those of weights and data.
@@ -357,6 +367,9 @@ def _checked_options(option: Any) -> dict[str, Any]:
         "threads": threads,
         "data_dir": _path(option("data_dir") or os.environ.get("CLSIM_DATA_DIR") or None, "data_dir"),
         "out": _path(option("out", "runs"), "out"),
+        "image_size": check(option("image_size"), int | None, "image_size"),
+        "checkpoint_minutes": check(option("checkpoint_minutes", 10.0), float, "checkpoint_minutes"),
+        "eval_every": check(option("eval_every"), int | None, "eval_every"),
     }
 
 

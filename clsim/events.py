@@ -1,10 +1,12 @@
-"""What happens in a run, and who may answer: EVENTS, Part and State. Imports nothing of clsim."""
+"""What happens in a run, and who may react: EVENTS, Part, State and Step. Imports nothing of clsim when it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,13 +14,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clsim.data.batches import Batch
-    from clsim.data.streams import Experience, Info
+    from clsim.data.streams import Experience, ExperienceInfo, StreamInfo
+    from clsim.outputs import Outputs
+    from clsim.tools import Tools
 
-# In the order in which they are raised; names and order are Avalanche's.
-EVENTS = (
-    "before_training",
-    "before_training_exp",
-    "before_training_epoch",
+# Events of one update, in order: their handlers take a Step.
+STEP_EVENTS = (
     "before_training_iteration",
     "before_forward",
     "after_forward",
@@ -27,6 +28,14 @@ EVENTS = (
     "before_update",
     "after_update",
     "after_training_iteration",
+)
+# All events in the order in which they are raised; names and order are Avalanche's. The others take a State.
+EVENTS = (
+    "before_training",
+    "before_training_exp",
+    "before_training_epoch",
+    *STEP_EVENTS,
+    "after_anytime_eval",  # ours: after an evaluation inside an experience (--eval-every)
     "after_training_epoch",
     "after_training_exp",
     "before_eval",
@@ -35,21 +44,40 @@ EVENTS = (
     "after_eval",
     "after_training",
 )
+# methods that clsim calls, with the arguments that it gives them
+CALLED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(EVENTS, ("s",)),
+    "loss": ("s",),
+    "fit": ("s",),
+    "build": ("backbone", "info"),
+    "begin": ("learner", "experience"),
+    "epochs_for": ("experience",),
+    "experiences": ("stream",),
+    "reads": (),
+    "parts": (),
+    "state": (),
+    "load": ("state",),
+}
+
+T = TypeVar("T")
 
 
 class Part:
-    """Something that answers events: a memory, a regulariser, a recorder; a strategy is one, too.
+    """A callback: a memory, a regulariser or a recorder with methods named after events (Avalanche: a plugin).
 
-    A handler is a method named after an event; it takes the State. A method that begins with `before_` or `after_`
-    and names no event raises TypeError when the class is made. Whoever keeps something between experiences
-    returns it from `state` and takes it back in `load`.
+    A handler takes a Step if its event is one of STEP_EVENTS, else a State. TypeError is raised when the class is made
+    for a method whose name begins with `before_` or `after_` and is no event, and for a method that cannot take what
+    clsim gives it. What a part remembers it returns from `state` and takes back in `load`: a checkpoint may be written
+    after any step.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in vars(cls):
+        for name, value in vars(cls).items():
             if name.startswith(("before_", "after_")) and name not in EVENTS:
                 raise TypeError(f"{cls.__name__}.{name} names no event; the events are: {', '.join(EVENTS)}")
+            if name in CALLED and isinstance(value, FunctionType):
+                _check_signature(cls.__name__, name, value)
 
     @property
     def stored_bytes(self) -> int:
@@ -64,39 +92,241 @@ class Part:
         """Take back what `state` returned."""
 
 
+def _check_signature(owner: str, name: str, method: FunctionType) -> None:
+    """Raises TypeError if the method cannot be called with the arguments of CALLED."""
+    given = CALLED[name]
+    signature = inspect.signature(method)
+    try:
+        signature.bind(None, *given)
+    except TypeError as error:
+        wanted = ", ".join(("self", *given))
+        raise TypeError(f"{owner}.{name}{signature} must take ({wanted}): {error}") from error
+
+
 @dataclass
 class State:
-    """Where the run stands. Handlers read it, and may change the fields marked (*) at the events named."""
+    """The state of a run, passed to the handlers of its events and to `Strategy.fit`.
 
-    learner: torch.nn.Module  # tower, tuner and head: (Batch) -> (B, num_classes) logits
-    info: Info
+    What exists only for some time (`experience`, `optimizer`) raises RuntimeError outside of it.
+    """
+
+    learner: torch.nn.Module  # tower, tuner and head: (Batch) -> Outputs or (B, num_classes) logits
+    info: StreamInfo
     seed: int
-    experience: Experience | None = None
+    mask: str = "seen"  # classes that the training loss's softmax includes: the strategy's field
+    tools: Tools | None = None  # forward passes, batches, features, logging: use the methods below
     trained: int = 0  # experiences finished
-    seen: tuple[int, ...] = ()  # classes met so far, those of `experience` included; sorted
+    begun: tuple[ExperienceInfo, ...] = ()  # experiences begun, in order; `Strategy.begin` is replayed for them
+    seen: tuple[int, ...] = ()  # classes met so far, those of the current experience included; sorted
     epoch: int = 0  # within the experience
+    epoch_steps: int = 0  # updates done in this epoch
     step: int = 0  # updates since the run began
     exp_steps: int = 0  # updates that this experience will take
     exp_first: int = 0  # `step` at its first
-    optimizer: torch.optim.Optimizer | None = None
-    rows: NDArray[np.int64] | None = None  # rows of the training table in this batch, from the stream
-    replay: NDArray[np.int64] | None = None  # (*) before_training_iteration: rows to learn beside them
-    batch: Batch | None = None
-    logits: torch.Tensor | None = None  # (B, num_classes), unmasked
-    loss: torch.Tensor | None = None  # (*) before_backward: a scalar; regularisers add to it
     correct: list[list[int | None]] = field(default_factory=list)  # the counts so far, see clsim.metrics
     total: list[int] = field(default_factory=list)
+    task_correct: list[list[int | None]] = field(default_factory=list)  # images whose task was detected rightly
+    anytime: list[dict[str, Any]] = field(default_factory=list)  # evaluations inside experiences: images, step, correct
     confusion: NDArray[np.int64] | None = None  # (K,K) counts, class by prediction, of the target in adaptation
-    before: bool = False  # whether the first row of `correct` was measured before any training
+    has_baseline_row: bool = False  # whether the first row of `correct` was measured before any training
     metrics: dict[str, float | None] = field(default_factory=dict)  # of `correct`; set before after_eval
-    mask: str = "seen"  # classes that the training loss tells apart: the strategy's field
-    clean_batches: Callable[[], Iterator[Batch]] | None = None  # the experience once, in order, not augmented
-    replay_batch: Callable[[NDArray[np.int64], str], Batch] | None = None  # rows, augmented from the stream so called
-    # the learner's float32 logits of a batch in the run's precision, with other weights for some names if given
-    forward: Callable[[Batch, Mapping[str, torch.Tensor] | None], torch.Tensor] | None = None
-    log: Callable[[str, Any], None] = lambda name, value: None  # keep a number or a list of numbers under a name
+    current: Experience | None = field(default=None, repr=False)
+    made_optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    _sets: dict[tuple[str, tuple[int, ...]], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def experience(self) -> Experience:
+        """The experience that is being learned, or was last."""
+        return _there(self.current, "experience before the first one")
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of this experience."""
+        return _there(self.made_optimizer, "optimizer outside of training")
 
     @property
     def progress(self) -> float:
         """How much of the experience's training is done, from 0 to 1."""
         return (self.step - self.exp_first) / self.exp_steps if self.exp_steps else 0.0
+
+    def learner_as(self, kind: type[T]) -> T:
+        """The learner as a `kind`, which it is. Raises TypeError if not."""
+        return _as(self.learner, kind)
+
+    def outputs(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> Outputs:
+        """The learner's Outputs for a batch in the run's precision, with float32 logits.
+
+        `weights` replace parameters and buffers of the learner by name.
+        """
+        return self._tools.outputs(batch, weights)
+
+    def forward(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The (B, num_classes) logits of `outputs`."""
+        return self.outputs(batch, weights).logits
+
+    def clean_batches(self, rows: NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """Labelled batches, not augmented, in order: of this experience, or of any rows of the training table."""
+        return self._tools.clean(self.experience.rows if rows is None else rows)
+
+    def replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
+        """A labelled batch of remembered rows, augmented by the random stream called `name`."""
+        return self._tools.augmented(rows, len(rows), name, self)
+
+    def features(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """(n,D) float32 features of rows of the training table under the frozen tower, from the bank."""
+        return self._tools.features(rows)
+
+    def log(self, name: str, value: Any) -> None:
+        """Record a number or a list of numbers under a name. A tensor is read when the epoch ends: nothing waits."""
+        if self.tools is not None:
+            self.tools.log(self, name, value)
+
+    def class_mask(self, classes: Sequence[int]) -> torch.Tensor:
+        """(K,) true for these classes; kept on the device."""
+        chosen = set(classes)
+        return self._set("mask", classes, [c in chosen for c in range(self.info.num_classes)])
+
+    def class_ids(self, classes: Sequence[int]) -> torch.Tensor:
+        """(n,) int64 ids of these classes; kept on the device."""
+        return self._set("ids", classes, list(classes))
+
+    def _set(self, kind: str, classes: Sequence[int], values: list[Any]) -> torch.Tensor:
+        import torch  # late: this module is read by commands that do without torch
+
+        key = kind, tuple(classes)
+        if key not in self._sets:
+            weight = next(self.learner.parameters(), None)
+            dtype = torch.bool if kind == "mask" else torch.int64
+            self._sets[key] = torch.tensor(values, dtype=dtype, device="cpu" if weight is None else weight.device)
+        return self._sets[key]
+
+    @property
+    def _tools(self) -> Tools:
+        return _there(self.tools, "loop around this state: it has no tools")
+
+
+class _OfRun:
+    """An attribute of a Step that is the same attribute of its run."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, step: Step | None, owner: type) -> Any:
+        return self if step is None else getattr(step.run, self.name)
+
+
+def _of_run() -> Any:
+    return _OfRun()
+
+
+class Step:
+    """One update, passed to the handlers of STEP_EVENTS and to `Strategy.loss`: the run's State, and what is its own.
+
+    `batch` exists from before_forward on, `outputs` and `logits` from after_forward on, `loss` from before_backward on;
+    earlier they raise RuntimeError. Handlers may set `replay` in before_training_iteration and `loss` in
+    before_backward.
+    """
+
+    learner: torch.nn.Module = _of_run()
+    info: StreamInfo = _of_run()
+    seed: int = _of_run()
+    mask: str = _of_run()
+    experience: Experience = _of_run()
+    trained: int = _of_run()
+    seen: tuple[int, ...] = _of_run()
+    epoch: int = _of_run()
+    epoch_steps: int = _of_run()
+    step: int = _of_run()
+    exp_steps: int = _of_run()
+    exp_first: int = _of_run()
+    progress: float = _of_run()
+    optimizer: torch.optim.Optimizer = _of_run()
+
+    def __init__(self, run: State, rows: NDArray[np.int64], batch: Batch | None = None) -> None:
+        """`rows` are those of the training table that the stream brings in this step."""
+        self.run = run
+        self.rows = rows
+        self.replay: NDArray[np.int64] | None = None  # rows to learn together with them
+        self._batch = batch
+        self._outputs: Outputs | None = None
+        self._loss: torch.Tensor | None = None
+
+    @property
+    def batch(self) -> Batch:
+        """The images: the stream's, then the replayed ones."""
+        return _there(self._batch, "batch before before_forward")
+
+    @batch.setter
+    def batch(self, batch: Batch) -> None:
+        self._batch = batch
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the learner returned for the batch; its logits are float32."""
+        return _there(self._outputs, "outputs before after_forward")
+
+    @outputs.setter
+    def outputs(self, outputs: Outputs) -> None:
+        self._outputs = outputs
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """(B, num_classes) float32, unmasked."""
+        return self.outputs.logits
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The scalar to minimise; regularisers add to it."""
+        return _there(self._loss, "loss before before_backward")
+
+    @loss.setter
+    def loss(self, loss: torch.Tensor) -> None:
+        self._loss = loss
+
+    def outputs_as(self, kind: type[T]) -> T:
+        """The outputs as a `kind`, which the strategy's own learner returned. Raises TypeError if not."""
+        return _as(self.outputs, kind)
+
+    def learner_as(self, kind: type[T]) -> T:
+        """See State."""
+        return self.run.learner_as(kind)
+
+    def forward(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """See State."""
+        return self.run.forward(batch, weights)
+
+    def replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
+        """See State."""
+        return self.run.replay_batch(rows, name)
+
+    def clean_batches(self, rows: NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """See State."""
+        return self.run.clean_batches(rows)
+
+    def features(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """See State."""
+        return self.run.features(rows)
+
+    def log(self, name: str, value: Any) -> None:
+        """See State."""
+        self.run.log(name, value)
+
+    def class_mask(self, classes: Sequence[int]) -> torch.Tensor:
+        """See State."""
+        return self.run.class_mask(classes)
+
+    def class_ids(self, classes: Sequence[int]) -> torch.Tensor:
+        """See State."""
+        return self.run.class_ids(classes)
+
+
+def _there(value: T | None, what: str) -> T:
+    if value is None:
+        raise RuntimeError(f"there is no {what}")
+    return value
+
+
+def _as(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {kind.__name__} is needed here, not {type(value).__name__}")
+    return cast(T, value)

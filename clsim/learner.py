@@ -1,7 +1,8 @@
-"""A strategy's learner: made for a run, and as what is kept of it."""
+"""A strategy's learner: built, grown from experience to experience, and saved without what is frozen."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -9,22 +10,25 @@ from torch import nn
 from clsim import rng
 from clsim.backbones.load import Backbone
 from clsim.backbones.towers import Tower
-from clsim.data.streams import Info
+from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.errors import RequestError
 from clsim.strategy import Strategy
 
 
 def build_learner(
-    strategy: Strategy, backbone: Backbone, info: Info, seed: int, device: torch.device, bf16: bool
+    strategy: Strategy, backbone: Backbone, info: StreamInfo, seed: int, device: torch.device, bf16: bool
 ) -> tuple[nn.Module, Tower | None]:
     """The learner, initialised from its own random stream, and the image tower for the feature bank where one is read.
 
     Towers that stay frozen are kept in bfloat16 where the run computes in it: nothing has to be cast at each step.
     """
+    image = backbone.image
+    image.pixels = replace(image.pixels, interpolation=strategy.interpolation)
+    if not strategy.normalise:
+        image.pixels = replace(image.pixels, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "initialisation"))
         learner = strategy.build(backbone, info)
-    image = backbone.image
     bank_tower = None
     if "features" in strategy.reads():
         bank_tower = image if _frozen(image) else copy.deepcopy(image).requires_grad_(False)
@@ -33,6 +37,22 @@ def build_learner(
         if bf16 and _frozen(tower):
             tower.to(torch.bfloat16)
     return learner.to(device), bank_tower
+
+
+def begin(strategy: Strategy, learner: nn.Module, experience: ExperienceInfo, seed: int) -> None:
+    """Let the strategy prepare its learner for an experience, with random numbers of the experience's own stream."""
+    weight = next(learner.parameters(), None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(seed, "begin", experience.index))
+        strategy.begin(learner, experience)
+    if weight is not None:
+        learner.to(weight.device)  # what was added now
+
+
+def replay(strategy: Strategy, learner: nn.Module, experiences: Sequence[ExperienceInfo], seed: int) -> None:
+    """Give a new learner the shape that it had after beginning these experiences; its weights are loaded next."""
+    for experience in experiences:
+        begin(strategy, learner, experience, seed)
 
 
 def _frozen(tower: Tower) -> bool:
@@ -55,6 +75,6 @@ def load_learner(learner: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     strange = (learner_state(learner).keys() - state.keys()) | (state.keys() - learner.state_dict().keys())
     if strange:
         raise RequestError(
-            f"the saved weights are of another learner ({min(strange)}): has its code changed? --fresh starts anew"
+            f"the saved weights are of another learner ({min(strange)}): has its code changed? --fresh starts again"
         )
     learner.load_state_dict(state, strict=False)

@@ -1,25 +1,25 @@
-"""The only training and evaluation loop. It raises the events; everything else answers them."""
+"""The only training and evaluation loop. It raises the events; everything else reacts to them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from clsim import metrics, rng
-from clsim.data.batches import Batch, Loader
+from clsim.data.batches import Loader
+from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
 from clsim.errors import RunFailed
-from clsim.events import Part, State
+from clsim.evaluation import groups, predict_rows
+from clsim.events import Part, State, Step
+from clsim.learner import begin
 from clsim.strategy import Strategy
-
-EVAL_BATCH = 64  # images that are evaluated together; of no influence on predictions
+from clsim.tools import Tools
 
 
 @dataclass
@@ -43,229 +43,295 @@ class Loop:
     parts: Sequence[Part]  # after the strategy's own handlers, in this order: its parts, then recorders
     bf16: bool
     save: Callable[["Loop"], None]  # called where the run can be resumed
+    log: Callable[[State, str, object], None] = lambda s, name, value: None
+    save_seconds: float = math.inf  # save inside an experience when so much time has passed since the last save
+    eval_every: int | None = None  # images of the stream between evaluations inside an experience
+    inside: bool = False  # whether the current experience has begun and is not over: a resumed run goes on in it
     cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        self.tools = Tools(self.state.learner, self.train_loader, how, self.bf16, self.log)
+        self.state.tools = self.tools
+        self.state.mask = self.strategy.mask
+        self._losses: list[Tensor] = []  # of the updates since they were last checked
+        self._saved_at = time.monotonic()
+        self._counted_at = time.perf_counter()
+
+    @property
+    def rules(self) -> Protocol:
+        """The benchmark's protocol."""
+        return self.benchmark.rules
 
     def run(self) -> None:
         """Train on every experience that is left, evaluating after each. Raises RunFailed if the loss is not finite."""
         s = self.state
         experiences = self.strategy.experiences(self.benchmark.train_stream)
-        self._raise("before_training")
-        if not s.correct and self._scores_before_training(len(experiences)):
-            s.before = True
+        self._raise("before_training", s)
+        if not s.correct and self._has_baseline(len(experiences)):
+            s.has_baseline_row = True
             self._evaluate(self.benchmark.test_stream)
-            self.save(self)
+            self._save()
         for experience in experiences:
             if experience.index < s.trained:
                 continue
-            self._train(experience, single=len(experiences) == 1)
+            self._learn(experience, single=len(experiences) == 1)
             s.trained = experience.index + 1
             self._skip_rows_up_to(experience.index)
-            self._evaluate(self._columns(experience))
-            self.save(self)
-        self._raise("after_training")
+            columns = self.rules.tested_after(
+                experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
+            )
+            self._evaluate(columns)
+            self._save()
+        self._raise("after_training", s)
 
-    def _scores_before_training(self, num_experiences: int) -> bool:
+    def _has_baseline(self, num_experiences: int) -> bool:
         """Whether a row of accuracies before any training means something."""
-        if num_experiences != len(self.benchmark.train_stream):
-            return False
-        return self.strategy.scores_unseen or self.benchmark.protocol not in ("class", "task")
-
-    def _columns(self, experience: Experience) -> Sequence[Experience]:
-        """The test experiences to evaluate after this one: where classes are new, only those learned."""
-        stream = self.benchmark.test_stream
-        if self.strategy.scores_unseen or self.benchmark.protocol not in ("class", "task"):
-            return stream
-        return stream[: experience.index + 1]
+        whole = num_experiences == len(self.benchmark.train_stream)
+        return whole and self.rules.tests_ahead(self.strategy.scores_unseen)
 
     def _skip_rows_up_to(self, index: int) -> None:
         """Empty rows for experiences that were learned together with this one (joint training)."""
-        while len(self.state.correct) < index + self.state.before:
-            self.state.correct.append([None] * len(self.benchmark.test_stream))
+        s = self.state
+        while len(s.correct) < index + s.has_baseline_row:
+            s.correct.append([None] * len(self.benchmark.test_stream))
+
+    def _save(self) -> None:
+        self.save(self)
+        self._saved_at = time.monotonic()
 
     # training
 
-    def _train(self, experience: Experience, single: bool) -> None:
-        s = self.state
-        s.experience = experience
-        s.seen = tuple(sorted({*s.seen, *experience.classes}))
-        s.mask, s.forward, s.replay_batch = self.strategy.mask, self._forward, self._replay_batch
-        s.clean_batches = lambda: self.train_loader.clean(experience.rows, EVAL_BATCH)
-        per_epoch = -(-len(experience.rows) // self.strategy.batch_size) if self.strategy.has_gradients else 0
-        s.exp_steps, s.exp_first = per_epoch * self.strategy.epochs, s.step - per_epoch * s.epoch
-        resumed = s.epoch > 0  # only where a single experience was interrupted between epochs
-        if not resumed:
-            self._raise("before_training_exp")
-        if self.strategy.has_gradients:
-            self._epochs(experience, per_epoch, resumed, single)
-        else:
-            self._fit(experience)
-        s.epoch = 0
-        began = time.perf_counter()
-        self._raise("after_training_exp")
-        self.cost.seconds_training += time.perf_counter() - began  # what parts do then is part of a method's price
+    def _learn(self, experience: Experience, single: bool) -> None:
+        s, strategy = self.state, self.strategy
+        s.current = experience
+        passes = strategy.epochs_for(experience.info)
+        if experience.ordered:
+            passes = min(passes, 1)
+        if experience.boundary:
+            s.seen = tuple(sorted({*s.seen, *experience.classes}))
+        per_epoch = -(-len(experience.rows) // strategy.batch_size) if passes else 0
+        s.exp_steps, s.exp_first = per_epoch * passes, s.step - per_epoch * s.epoch - s.epoch_steps
+        if not self.inside:
+            self._begin(experience, passes)
+        if passes:
+            self._epochs(experience, passes, per_epoch, single)
+        self._end(experience, passes)
 
-    def _fit(self, experience: Experience) -> None:
+    def _begin(self, experience: Experience, passes: int) -> None:
+        """The learner's new parts, the handlers, and an optimizer over what learns now."""
+        s = self.state
+        if experience.boundary:
+            begin(self.strategy, s.learner, experience.info, s.seed)
+            s.begun = (*s.begun, experience.info)
+            self._raise("before_training_exp", s)
+        if passes and (experience.boundary or s.made_optimizer is None):
+            s.made_optimizer = self.strategy.configure_optimizer(s.learner)
+        self.inside = True
+
+    def _end(self, experience: Experience, passes: int) -> None:
+        """The closed form, if the strategy has one, and the handlers. What parts do then is part of a method's cost."""
+        s = self.state
         began = time.perf_counter()
-        self.state.learner.eval()
-        with torch.no_grad(), self._autocast():
-            self.strategy.fit(self.state)
-        self.cost.images += len(experience.rows)
+        s.epoch = s.epoch_steps = 0
+        if experience.boundary:
+            if type(self.strategy).fit is not Strategy.fit:
+                s.learner.eval()
+                with torch.no_grad(), self.tools.autocast():
+                    self.strategy.fit(s)
+                self.cost.images += 0 if passes else len(experience.rows)
+            self._raise("after_training_exp", s)
+        self.inside = False
         self.cost.seconds_training += time.perf_counter() - began
 
-    def _epochs(self, experience: Experience, per_epoch: int, resumed: bool, single: bool) -> None:
-        s, strategy = self.state, self.strategy
-        if not resumed:
-            s.optimizer = strategy.configure_optimizer(s.learner)
+    def _epochs(self, experience: Experience, passes: int, per_epoch: int, single: bool) -> None:
+        s = self.state
         s.learner.train()
-        while s.epoch < strategy.epochs:
-            began = time.perf_counter()
-            self._raise("before_training_epoch")
+        while s.epoch < passes:
+            self._counted_at = time.perf_counter()
+            if not s.epoch_steps:
+                self._raise("before_training_epoch", s)
+                # drop-out and the like draw from the global state, which is set so that a resumed run draws the same
+                torch.manual_seed(rng.derive(s.seed, "learner", experience.index, s.epoch))
+            self._epoch(experience, per_epoch)
+            self._check_losses()
+            self._raise("after_training_epoch", s)
+            s.epoch, s.epoch_steps = s.epoch + 1, 0
+            self._count_time()
+            if single and s.epoch < passes:
+                self._save()
+
+    def _epoch(self, experience: Experience, per_epoch: int) -> None:
+        """The steps of an epoch that are left."""
+        s, size = self.state, self.strategy.batch_size
+        if experience.ordered:
+            order = np.arange(len(experience.rows))
+        else:
             draw = rng.generator(s.seed, "data order", experience.index, s.epoch)
             order = torch.randperm(len(experience.rows), generator=draw).numpy()
-            # drop-out and the like draw from the global state, which starts anew so that a resumed run draws the same
-            torch.manual_seed(rng.derive(s.seed, "learner", experience.index, s.epoch))
-            for i in range(per_epoch):
-                _set_lr(s.optimizer, strategy.learning_rate_at(s.epoch, i, per_epoch))
-                s.rows = experience.rows[order[i * strategy.batch_size : (i + 1) * strategy.batch_size]]
-                self._step()
-            self._raise("after_training_epoch")
-            s.epoch += 1
-            self.cost.seconds_training += time.perf_counter() - began
-            if single and s.epoch < strategy.epochs:
-                self.save(self)
+        rates = Rates(s.optimizer, self.strategy.learning_rate)
+        while s.epoch_steps < per_epoch:
+            rates.set(self.strategy.learning_rate_at(s.epoch, s.epoch_steps, per_epoch))
+            rows = experience.rows[order[s.epoch_steps * size : (s.epoch_steps + 1) * size]]
+            if not experience.boundary:
+                s.seen = tuple(sorted({*s.seen, *experience.table.labels[rows].tolist()}))
+            self._step(Step(s, rows), experience)
+            if s.epoch_steps < per_epoch:
+                self._between_steps(len(rows))
 
-    def _step(self) -> None:
+    def _between_steps(self, images: int) -> None:
+        """Evaluate and save inside an experience, where that is asked for."""
+        s = self.state
+        every = self.eval_every
+        done = s.epoch_steps * self.strategy.batch_size
+        if every is not None and done // every > (done - images) // every:
+            self._evaluate_inside()
+        if time.monotonic() - self._saved_at >= self.save_seconds:
+            self._check_losses()
+            self._count_time()
+            self._save()
+
+    def _count_time(self) -> None:
+        """Add the time since this was last called, or since the epoch began, to the cost of training."""
+        now = time.perf_counter()
+        self.cost.seconds_training += now - self._counted_at
+        self._counted_at = now
+
+    def _step(self, step: Step, experience: Experience) -> None:
         s, strategy = self.state, self.strategy
-        assert s.rows is not None and s.optimizer is not None and s.experience is not None
-        s.replay = None
-        self._raise("before_training_iteration")
-        rows, replayed = s.rows, 0
-        if s.replay is not None:
-            rows, replayed = np.concatenate([s.rows, s.replay]), len(s.replay)
-        s.batch = self._batch(rows, replayed, "augmentation")
-        if s.experience.unlabelled is not None:
-            s.batch = replace(s.batch, target=self._target(s.experience, s.experience.unlabelled))
-        self._raise("before_forward")
-        s.logits = self._forward(s.batch)
-        self._raise("after_forward")
-        s.loss = strategy.loss(s)
-        self._raise("before_backward")
-        if not torch.isfinite(s.loss):
-            raise RunFailed(
-                f"the loss is {s.loss.item()} at step {s.step}; the last checkpoint is kept. Try a smaller lr"
+        self._raise("before_training_iteration", step)
+        rows, replayed = step.rows, 0
+        if step.replay is not None:
+            rows, replayed = np.concatenate([step.rows, step.replay]), len(step.replay)
+        step.batch = self.tools.augmented(rows, replayed, "augmentation", s)
+        if experience.unlabelled is not None:
+            step.batch = replace(
+                step.batch, target=self.tools.target(experience.unlabelled, strategy.batch_size, s)
             )
+        self._raise("before_forward", step)
+        step.outputs = self.tools.outputs(step.batch)
+        self._raise("after_forward", step)
+        step.loss = strategy.loss(step)
+        self._raise("before_backward", step)
         s.optimizer.zero_grad()
-        s.loss.backward()
-        self._raise("after_backward")
+        step.loss.backward()
+        self._raise("after_backward", step)
         if strategy.clip_grad > 0:
             nn.utils.clip_grad_norm_((p for p in s.learner.parameters() if p.requires_grad), strategy.clip_grad)
-        self._raise("before_update")
+        self._raise("before_update", step)
         s.optimizer.step()
+        self._losses.append(step.loss.detach())
         s.step += 1
-        self.cost.images += len(s.rows)
-        self._raise("after_update")
-        self._raise("after_training_iteration")
+        s.epoch_steps += 1
+        self.cost.images += len(step.rows)
+        self._raise("after_update", step)
+        self._raise("after_training_iteration", step)
 
-    def _batch(self, rows: NDArray[np.int64], replayed: int, name: str) -> Batch:
-        """An augmented batch for this step; `name` is that of the random stream."""
-        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
-        batch = self.train_loader.train(rows, how, rng.generator(self.state.seed, name, self.state.step), replayed)
-        assert self.state.experience is not None
-        return replace(batch, task=self.state.experience.task_label)
-
-    def _target(self, experience: Experience, rows: NDArray[np.int64]) -> Batch:
-        """As many target images as the step has source images, from one shuffled pass over the target after another."""
-        s, size = self.state, self.strategy.batch_size
-        passes, places = np.divmod(np.arange(s.step * size, (s.step + 1) * size), len(rows))
-        chosen = np.empty(size, dtype=np.int64)
-        for number in np.unique(passes).tolist():
-            draw = rng.generator(s.seed, "target order", experience.index, number)
-            order = torch.randperm(len(rows), generator=draw).numpy()
-            chosen[passes == number] = rows[order[places[passes == number]]]
-        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
-        return self.train_loader.target(chosen, how, rng.generator(s.seed, "target augmentation", s.step))
-
-    def _replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
-        """A batch of remembered rows alone, for parts that learn them beside the step's own batch."""
-        return self._batch(rows, len(rows), name)
-
-    def _forward(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, num_classes) logits in float32; `weights` replace parameters and buffers of the learner by name."""
-        learner = self.state.learner
-        with self._autocast():
-            logits: Tensor = learner(batch) if weights is None else functional_call(learner, dict(weights), (batch,))
-        return logits.float()
+    def _check_losses(self) -> None:
+        """Raises RunFailed at the first loss that was not finite: read once an epoch, so that a GPU need not wait."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return
+        wrong = torch.stack(losses).isfinite().logical_not().cpu().nonzero()[:, 0].tolist()
+        if wrong:
+            number = self.state.step - len(losses) + wrong[0]
+            raise RunFailed(
+                f"the loss is {losses[wrong[0]].item()} at step {number}; the last checkpoint is kept. Try a smaller lr"
+            )
 
     # evaluation
 
     def _evaluate(self, columns: Sequence[Experience]) -> None:
+        """A row of counts, and the metrics so far."""
         s, began = self.state, time.perf_counter()
-        self._raise("before_eval")
-        s.learner.eval()
+        self._raise("before_eval", s)
         s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
-        row: list[int | None] = [None] * len(s.total)
-        everything = s.seen if s.trained and not self.strategy.scores_unseen else tuple(range(s.info.num_classes))
-        together = [
-            (column.table.fingerprint, everything if self.benchmark.protocol != "task" else column.classes)
-            for column in columns
-        ]
-        for key in dict.fromkeys(together):
-            table, allowed = key
-            group = [column for column, own in zip(columns, together, strict=True) if own == key]
-            rows = np.sort(np.concatenate([column.rows for column in group]))
-            task = group[0].task_label  # in the task protocol, classes tell the tasks apart
-            predicted = predict_rows(s.learner, self.test_loaders[table], rows, allowed, self._autocast, task)
-            for column in group:
-                self._raise("before_eval_exp")
-                own = predicted[np.searchsorted(rows, column.rows)]
-                row[column.index] = int((own == column.labels).sum())
-                if self.benchmark.protocol == "pair" and column.index == 0:
-                    s.confusion = metrics.confusion(column.labels, own, s.info.num_classes)
-                self._raise("after_eval_exp")
+        row, tasks = self._counts(columns, events=True)
         s.correct.append(row)
+        if tasks is not None:
+            empty: list[int | None] = [None] * len(row)
+            s.task_correct += [empty] * (len(s.correct) - 1 - len(s.task_correct))
+            s.task_correct.append(tasks)
         s.metrics = self.measures().values
         self.cost.seconds_evaluation += time.perf_counter() - began
-        self._raise("after_eval")
+        self._raise("after_eval", s)
+
+    def _evaluate_inside(self) -> None:
+        """Counts in the middle of an experience; training goes on as if nothing had happened."""
+        s, began = self.state, time.perf_counter()
+        with torch.random.fork_rng():
+            columns = self.rules.tested_after(
+                s.experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
+            )
+            row, _ = self._counts(columns, events=False)
+        s.learner.train()
+        s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
+        s.anytime.append({"images": self.cost.images, "step": s.step, "correct": row})
+        took = time.perf_counter() - began
+        self.cost.seconds_evaluation += took
+        self.cost.seconds_training -= took  # this lies inside an epoch, whose time is counted as training
+        self._raise("after_anytime_eval", s)
+
+    def _counts(
+        self, columns: Sequence[Experience], events: bool
+    ) -> tuple[list[int | None], list[int | None] | None]:
+        """Of each test experience, how many images are classified rightly, and whose task is detected rightly."""
+        s = self.state
+        s.learner.eval()
+        row: list[int | None] = [None] * len(self.benchmark.test_stream)
+        tasks, detected = list(row), False
+        unseen = self.strategy.scores_unseen or not (s.trained or s.seen)
+        others = tuple(range(s.info.num_classes)) if unseen else s.seen
+        for group in groups(columns, lambda column: self.rules.competing(column.classes, others)):
+            rows, loader, task = group.rows, self.test_loaders[group.table], group.columns[0].task_label
+            counts_tasks = task is None and self.rules.counts_tasks and s.info.num_experiences > 1
+            predicted = predict_rows(s.learner, loader, rows, group.classes, self.tools.autocast, task)
+            for column in group.columns:
+                if events:
+                    self._raise("before_eval_exp", s)
+                places = np.searchsorted(rows, column.rows)
+                own = predicted.classes[places]
+                row[column.index] = int((own == column.labels).sum())
+                if predicted.tasks is not None and counts_tasks:
+                    tasks[column.index], detected = int((predicted.tasks[places] == column.index).sum()), True
+                if self.rules.counts_confusion(column.index):
+                    s.confusion = metrics.confusion(column.labels, own, s.info.num_classes)
+                if events:
+                    self._raise("after_eval_exp", s)
+        return row, tasks if detected else None
 
     def measures(self) -> metrics.Measures:
         """Every measure of the protocol, as far as the run has come."""
+        found = self.rules.measures(self.state, self.strategy.scores_unseen)
+        accuracy = self.task_accuracy()
+        return found if accuracy is None else replace(found, values={**found.values, "task_accuracy": accuracy})
+
+    def task_accuracy(self) -> float | None:
+        """The share of the images last tested whose experience the method detected; None if it detects none."""
         s = self.state
-        if self.benchmark.protocol == "pair":
-            return metrics.adaptation(s.correct, s.total, s.before, s.confusion, self.strategy.scores_unseen)
-        if self.benchmark.tests_new_classes:
-            return metrics.base_to_new(s.correct, s.total)
-        return metrics.measures(s.correct, s.total, before=s.before)
+        if not s.task_correct or len(s.task_correct) < len(s.correct):
+            return None
+        known = [(count, total) for count, total in zip(s.task_correct[-1], s.total, strict=True) if count is not None]
+        return sum(count for count, _ in known) / sum(total for _, total in known) if known else None
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.train_loader.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _raise(self, event: str) -> None:
+    def _raise(self, event: str, s: State | Step) -> None:
         for part in (self.strategy, *self.parts):
             handler = getattr(part, event, None)
             if handler is not None:
-                handler(self.state)
+                handler(s)
 
 
-@torch.no_grad()
-def predict_rows(
-    learner: nn.Module,
-    loader: Loader,
-    rows: NDArray[np.int64],
-    allowed: Sequence[int],
-    autocast: Callable[[], AbstractContextManager[object]],
-    task: int | None = None,
-) -> NDArray[np.int64]:
-    """The class, among `allowed`, that the learner gives each of (n,) rows of the loader's table."""
-    classes = torch.tensor(allowed, device=loader.device)
-    predicted = []
-    for count, batch in loader.unlabelled(rows, EVAL_BATCH):
-        with autocast():
-            logits = learner(replace(batch, task=task)).float()
-        predicted.append(classes[logits[:count, classes].argmax(dim=1)].cpu())
-    return torch.cat(predicted).numpy()
+class Rates:
+    """Learning rates of an optimizer's groups, each in its own proportion to the schedule's."""
 
+    def __init__(self, optimizer: torch.optim.Optimizer, base: float) -> None:
+        """`base` is the rate that the groups were made with."""
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            # kept in the group, and with it in checkpoints: a resumed optimizer stands in the middle of its schedule
+            group.setdefault("factor", group["lr"] / base if base else 1.0)
 
-def _set_lr(optimizer: torch.optim.Optimizer | None, lr: float) -> None:
-    assert optimizer is not None
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    def set(self, lr: float) -> None:
+        """Set the rate of the schedule."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]

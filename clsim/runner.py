@@ -1,24 +1,20 @@
-"""One run: from a configuration to a finished run directory, or back to where a broken one stood."""
+"""One run: from a configuration to a finished run directory, or from where an interrupted one stopped."""
 
 import contextlib
-import fcntl
+import copy
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from clsim import checkpoint, config, plugins
+from clsim import checkpoint, config, plugins, provenance, snapshot, summary
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
@@ -30,19 +26,18 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation
 from clsim.errors import RequestError
 from clsim.events import Part, State
-from clsim.learner import build_learner, learner_state, load_learner
-from clsim.loop import Cost, Loop
-from clsim.parts import named_part
+from clsim.hardware import reset_peak_memory, settled, torch_settings
+from clsim.learner import build_learner
+from clsim.loop import Loop
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
 from clsim.recorders.tensorboard import TensorBoard
 from clsim.results import Run, load
-from clsim.strategy import Strategy
+from clsim.rundir import alone_in, clear
+from clsim.strategy import Strategy, waits_for_boundaries
 
-__all__ = ["load", "run", "run_all"]
-
-LOCK = ".lock"
+__all__ = ["load", "run", "run_all", "run_one"]
 
 
 def run(**options: Any) -> Run | list[Run]:
@@ -59,6 +54,15 @@ def run(**options: Any) -> Run | list[Run]:
     return runs[0] if len(runs) == 1 else runs
 
 
+def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True) -> Path:
+    """Run one configuration, go on with it, or find it finished; the run directory.
+
+    Both ends can be pickled: a scheduler sends the configuration to another process or machine and gets the path back.
+    Raises RequestError for what cannot be met, RunFailed for a run that cannot go on.
+    """
+    return _run(wanted, Shared([wanted]), fresh, quiet).directory
+
+
 def run_all(
     configs: Sequence[RunConfig], *, fresh: bool = False, quiet: bool = False, dry_run: bool = False
 ) -> list[Run]:
@@ -66,56 +70,56 @@ def run_all(
 
     Raises RequestError before anything is run if a strategy does not fit its backbone or the scenario.
     """
-    others = {wanted.strategy: wanted for wanted in configs if wanted.strategy != configs[0].strategy}
-    for wanted in others.values():  # a mistake in the last must not come to light when the first has been trained
-        with _torch_settings(wanted):
-            Job.prepare(wanted).learner()
-    runs = []
+    firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
+    checked = list(firsts.values()) if dry_run or len(firsts) > 1 else []
+    shared = Shared([*configs, *checked])
+    for wanted in checked:  # check every strategy before training the first, so that errors appear at once
+        with torch_settings(wanted.threads):
+            Job.prepare(wanted, shared).learner()
+    if not dry_run:
+        return [_run(wanted, shared, fresh, quiet) for wanted in configs]
     for wanted in configs:
-        with _torch_settings(wanted):
-            job = Job.prepare(wanted)
-            if dry_run:
-                job.learner()
-                print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
-                continue
-            runs.append(job.execute(fresh=fresh, quiet=quiet))
-    return runs
+        job = Job.prepare(wanted, shared)
+        print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
+    return []
 
 
-@contextlib.contextmanager
-def _torch_settings(wanted: RunConfig) -> Iterator[None]:
-    """Threads and deterministic algorithms for the run; the caller's settings and random state afterwards."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    with torch.random.fork_rng(devices=[]):
-        torch.use_deterministic_algorithms(True)
-        if wanted.threads is not None:
-            torch.set_num_threads(wanted.threads)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
-            torch.set_num_threads(threads)
+def _run(wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool) -> Run:
+    with torch_settings(wanted.threads):
+        return Job.prepare(wanted, shared).execute(fresh=fresh, quiet=quiet)
 
 
-def _resolve(wanted: RunConfig) -> RunConfig:
-    """The configuration with device, precision and threads as this machine has them."""
-    device = wanted.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RequestError("--device cuda: torch sees no CUDA device here")
-    precision = wanted.precision
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
-        precision = "bf16" if fast else "fp32"
-    return replace(wanted, device=device, precision=precision, threads=torch.get_num_threads())
+class Shared:
+    """Backbones and benchmarks of several runs in one process, each loaded once."""
+
+    def __init__(self, configs: Sequence[RunConfig]) -> None:
+        """`configs`: one for each time that a job will be prepared."""
+        self.left = Counter(map(_backbone_key, configs))
+        self.backbones: dict[tuple[object, ...], Backbone] = {}
+        self.fingerprints: dict[tuple[object, ...], str] = {}
+        self.benchmarks: dict[str, Benchmark] = {}
+
+    def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
+        """A backbone that nobody else holds, for it may learn, and its fingerprint."""
+        key = _backbone_key(wanted)
+        if key not in self.backbones:
+            self.backbones[key] = load_backbone(wanted.backbone, wanted.weights, wanted.image_size)
+            self.fingerprints[key] = self.backbones[key].fingerprint()
+        self.left[key] -= 1
+        if self.left[key] <= 0:  # the last one to ask: no second copy in memory
+            return self.backbones.pop(key), self.fingerprints[key]
+        return copy.deepcopy(self.backbones[key]), self.fingerprints[key]
+
+    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> Benchmark:
+        """The scenario's benchmark with images of at least `side` pixels."""
+        key = json.dumps([wanted.scenario, wanted.scenario_fields, str(wanted.data_dir), side], sort_keys=True)
+        if key not in self.benchmarks:
+            self.benchmarks[key] = scenario.build(DataAccess(wanted.data_dir, config.cache_dir(), side))
+        return self.benchmarks[key]
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether matrix products in bfloat16 have instructions of their own."""
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:
+    return wanted.backbone, wanted.weights, wanted.image_size
 
 
 @dataclass
@@ -126,25 +130,29 @@ class Job:
     hash: str
     directory: Path
     strategy: Strategy
+    parts: list[Part]  # of --with
     benchmark: Benchmark
     backbone: Backbone
+    weights: str = field(repr=False)  # fingerprint of the backbone
 
     @classmethod
-    def prepare(cls, wanted: RunConfig) -> "Job":
-        """Make strategy, backbone and benchmark. Raises RequestError for whatever cannot be had."""
-        settled = _resolve(wanted)
-        strategy, scenario = settled.make_strategy(), settled.make_scenario()
-        backbone = load_backbone(settled.backbone, settled.weights)
+    def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
+        """Make strategy, backbone and benchmark. Raises RequestError for what is unavailable or does not fit."""
+        device, precision = settled(wanted.device, wanted.precision)
+        asked = replace(wanted, device=device, precision=precision)
+        shared = shared or Shared([wanted])
+        strategy, scenario, parts = wanted.make_strategy(), wanted.make_scenario(), wanted.make_parts()
+        backbone, fingerprint = shared.backbone(wanted)
         if strategy.needs_text and backbone.text is None:
             raise RequestError(
-                f"{settled.strategy} reads class names and needs a backbone with a text tower; "
-                f"{settled.backbone} has none. {registry.WITH_TEXT} have one"
+                f"{asked.strategy} reads class names and needs a backbone with a text tower; "
+                f"{asked.backbone} has none. {registry.WITH_TEXT} have one"
             )
-        access = DataAccess(settled.data_dir, config.cache_dir(), backbone.image.pixels.stored_side)
-        benchmark = scenario.build(access)
-        digest = settled.hash(backbone.fingerprint(), *(table.fingerprint for table in benchmark.tables))
-        directory = settled.directory(scenario.variant(), digest)
-        return cls(settled, digest, directory, strategy, benchmark, backbone)
+        benchmark = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
+        _require_boundaries(asked, strategy, parts, benchmark)
+        digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
+        directory = asked.directory(scenario.variant(), digest)
+        return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint)
 
     @property
     def finished(self) -> bool:
@@ -171,14 +179,26 @@ class Job:
         return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
 
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
+        self._warn_of_other_code()
         (self.directory / "config.toml").write_text(self.config.to_toml())
-        checkpoint.write_text(self.directory / "env.json", json.dumps(environment(self), indent=1))
+        about = summary.environment(self.config, self.benchmark, self.weights)
+        checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
             loop, journal = self._loop(learner, bank_tower, shown, opened)
             reset_peak_memory()
             loop.run()
             self._finish(loop, journal)
+
+    def _warn_of_other_code(self) -> None:
+        """Say so where an unfinished run was begun by other code: its first half and its second would not be one."""
+        with contextlib.suppress(OSError, ValueError):
+            begun = json.loads((self.directory / "env.json").read_text()).get("code")
+            if begun != provenance.code_digest() and (self.directory / "checkpoint" / "state.json").exists():
+                print(
+                    f"clsim: {self.directory} was begun by other code of clsim; --fresh starts it again",
+                    file=sys.stderr,
+                )
 
     def _loop(
         self,
@@ -188,35 +208,43 @@ class Job:
         opened: contextlib.ExitStack,
     ) -> tuple[Loop, Journal]:
         """The loop, standing where the checkpoint left it or at the start. Whatever must be closed goes to `opened`."""
-        device = torch.device(self.config.device)
-        bf16 = self.config.precision == "bf16"
         state = State(learner, self.benchmark.info, self.config.seed)
-        parts = [*self.strategy.parts(), *(named_part(text) for text in self.config.parts)]
+        parts = [*self.strategy.parts(), *self.parts]
         folder = self.directory / "checkpoint"
         saved = checkpoint.load(folder) if (folder / "state.json").exists() else None
         board = TensorBoard(self.directory, self.benchmark)
         journal = Journal(self.directory / "events.jsonl", [board], offset=saved["offset"] if saved else 0)
         opened.enter_context(contextlib.closing(journal))
-        state.log = lambda name, value: journal.log(state, name, value)
-        tests = {e.table.fingerprint: self._loader(e.table, bank_tower, device) for e in self.benchmark.test_stream}
-        pair = self.benchmark.protocol == "pair"
-        drawn = [Pictures(self.directory, self.benchmark, tests, bf16, board)] if pair else []
-        loop = Loop(
-            self.strategy,
-            self.benchmark,
-            self._loader(self.benchmark.train_table, bank_tower, device, self.strategy.feature_views()),
-            tests,
-            state,
-            [*parts, *drawn, journal, shown],
-            bf16,
-            save=lambda loop: checkpoint.save(folder, snapshot(loop, parts, journal)),
-        )
+        loop = self.loop(state, bank_tower, parts)
+        drawn = self.benchmark.rules.draws_target
+        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
+        loop.parts = [*parts, *pictures, journal, shown]
+        loop.tools.record = journal.log
+        loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset()))
         if saved is not None:
-            restore(loop, parts, saved)
+            snapshot.restore(loop, parts, saved)
         return loop, journal
 
-    def _loader(self, table: ImageTable, tower: Tower | None, device: torch.device, views: int = 0) -> Loader:
-        pixels, reads = self.backbone.image.pixels, self.strategy.reads()
+    def loop(self, state: State, bank_tower: Tower | None, parts: Sequence[Part]) -> Loop:
+        """The loop over this job's benchmark, at its start, without recorders and checkpoints."""
+        views = self.strategy.feature_views()
+        tests = {e.table.fingerprint: self.loader(e.table, bank_tower) for e in self.benchmark.test_stream}
+        return Loop(
+            self.strategy,
+            self.benchmark,
+            self.loader(self.benchmark.train_table, bank_tower, views),
+            tests,
+            state,
+            parts,
+            self.config.precision == "bf16",
+            save=lambda loop: None,
+            save_seconds=60 * self.config.checkpoint_minutes,
+            eval_every=self.config.eval_every,
+        )
+
+    def loader(self, table: ImageTable, tower: Tower | None, views: int = 0) -> Loader:
+        """Batches of a table's rows; with a tower, features from its bank."""
+        pixels, reads, device = self.backbone.image.pixels, self.strategy.reads(), torch.device(self.config.device)
         if tower is None:
             return Loader(table, pixels, reads, device)
         how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
@@ -228,167 +256,34 @@ class Job:
 
     def _finish(self, loop: Loop, journal: Journal) -> None:
         """Write what is read of a finished run; summary.json last."""
-        s = loop.state
-        found = loop.measures()
-        test = self.benchmark.test_stream
-        names = self.benchmark.info.class_names
-        matrix = {
-            "correct": s.correct,
-            "total": s.total,
-            "experiences": [experience.name for experience in test],
-            "classes": [[names[c] for c in experience.classes] for experience in test],
-            "before": s.before,
-        }
-        if s.confusion is not None:
-            matrix["confusion"] = {"target": s.confusion.tolist()}
-        cost = costs(loop, self.backbone)
-        summary = {
+        measured, cost = loop.measures(), summary.costs(loop, self.backbone)
+        names = {
             "scenario": self.directory.parts[-3],
             "strategy": plugins.label(self.config.strategy),
             "backbone": self.config.backbone,
             "seed": self.config.seed,
             "config_hash": self.hash,
-            "protocol": self.benchmark.protocol,
-            "metrics": found.values,
-            "cost": cost,
-            "seconds": loop.cost.seconds_training + loop.cost.seconds_evaluation,
-            "notes": found.notes | {f"caveat {i + 1}": text for i, text in enumerate(self.strategy.caveats())},
         }
-        journal.end(found.values, cost, _hyper_parameters(self.config))
-        checkpoint.write_text(self.directory / "matrix.json", json.dumps(matrix))
-        checkpoint.write_text(self.directory / "summary.json", json.dumps(summary, indent=1))
+        journal.end(measured.values, cost, _hyper_parameters(self.config))
+        summary.write(self.directory, loop, summary.summary(loop, measured, cost, names))
 
 
-@contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory. Raises RequestError if one is at work there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
-        except BlockingIOError as error:
-            raise RequestError(f"another process is at work in {directory}") from error
-        yield
+def _require_boundaries(
+    asked: RunConfig, strategy: Strategy, parts: Sequence[Part], benchmark: Benchmark
+) -> None:
+    """Raises RequestError, naming it, for a strategy or a part that needs boundaries where the stream has none."""
+    if all(experience.boundary for experience in benchmark.train_stream):
+        return
+    waiting = [type(part).__name__ for part in parts if waits_for_boundaries(part)]
+    if strategy.needs_boundaries:
+        waiting.insert(0, asked.strategy)
+    if waiting:
+        raise RequestError(
+            f"{', '.join(waiting)} must be told where an experience begins and ends, and {asked.scenario} does not say"
+        )
 
 
-def clear(directory: Path) -> None:
-    """Remove a run, but not the lock that is held on its directory."""
-    (directory / "summary.json").unlink(missing_ok=True)  # first: half a removal must not look like a finished run
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
-
-
-def _hyper_parameters(settled: RunConfig) -> dict[str, Any]:
+def _hyper_parameters(asked: RunConfig) -> dict[str, Any]:
     """The configuration without the paths in it."""
-    tree = tomllib.loads(settled.to_toml())
+    tree = tomllib.loads(asked.to_toml())
     return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
-
-
-def snapshot(loop: Loop, parts: Sequence[Part], journal: Journal) -> dict[str, Any]:
-    """Everything that the rest of the run depends on."""
-    s = loop.state
-    optimizer = s.optimizer.state_dict() if s.epoch > 0 and s.optimizer is not None else None
-    return {
-        "info": asdict(s.info),
-        "learner": learner_state(s.learner),
-        "optimizer": optimizer,
-        "parts": [part.state() for part in parts],
-        "strategy": loop.strategy.state(),
-        "trained": s.trained,
-        "seen": list(s.seen),
-        "epoch": s.epoch,
-        "step": s.step,
-        "correct": s.correct,
-        "total": s.total,
-        "before": s.before,
-        "confusion": None if s.confusion is None else torch.from_numpy(s.confusion),
-        "cost": asdict(loop.cost),
-        "peak_memory": peak_memory(),
-        "offset": journal.offset(),
-    }
-
-
-def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
-    """Put the loop where `snapshot` found it. Weights are copied into place."""
-    s = loop.state
-    load_learner(s.learner, saved["learner"])
-    if saved["optimizer"] is not None:
-        s.optimizer = loop.strategy.configure_optimizer(s.learner)
-        s.optimizer.load_state_dict(saved["optimizer"])
-    for part, state in zip(parts, saved["parts"], strict=True):
-        part.load(state)
-    loop.strategy.load(saved["strategy"])
-    s.seen = tuple(saved["seen"])
-    for name in ("trained", "epoch", "step", "correct", "total", "before"):
-        setattr(s, name, saved[name])
-    s.confusion = None if saved["confusion"] is None else saved["confusion"].numpy()
-    loop.cost = Cost(**saved["cost"])
-
-
-def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
-    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes.
-
-    `stored_parameters` and `stored_bytes_per_experience` count what has to be kept besides the frozen towers, which
-    all learners share: the learner's own tensors, and for the latter `memory_bytes` (images, logits, importances and
-    copies of weights that parts keep), divided by the experiences of the stream.
-    """
-    learner, spent = loop.state.learner, loop.cost
-    kept = learner_state(learner).values()
-    memory = sum(part.stored_bytes for part in loop.parts)
-    return {
-        "seconds_training": spent.seconds_training,
-        "seconds_evaluation": spent.seconds_evaluation,
-        "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
-        "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
-        "stored_parameters": sum(t.numel() for t in kept),
-        "backbone_parameters": sum(p.numel() for tower in backbone.towers() for p in tower.parameters()),
-        "memory_bytes": memory,
-        "stored_bytes_per_experience": (sum(t.nbytes for t in kept) + memory) / loop.state.info.num_experiences,
-        "peak_memory_bytes": peak_memory(),
-    }
-
-
-def reset_peak_memory() -> None:
-    """Start the peak anew, where Linux lets a process do so: earlier runs of this process must not count."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> int:
-    """The process's largest resident memory, or the GPU's where there is one, in bytes."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def environment(job: Job) -> dict[str, Any]:
-    """Versions, device and data, for whoever asks later where a figure came from."""
-    packages = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    gpu = job.config.device.startswith("cuda")
-    return {
-        "clsim": version("clsim"),
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "threads": job.config.threads,
-        "precision": job.config.precision,
-        "weights": job.backbone.image.fingerprint(),
-        "tables": [job.benchmark.train_table.fingerprint, job.benchmark.test_table.fingerprint],
-        "class_order": [list(experience.classes) for experience in job.benchmark.train_stream],
-    }

@@ -1,19 +1,30 @@
 """Strategy: what the author of a plug-in reads first."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clsim.events import Part, State
+from clsim.backbones.towers import Tower
+from clsim.events import Part, State, Step
+
+if TYPE_CHECKING:
+    from clsim.backbones.load import Backbone
+    from clsim.data.streams import Experience, ExperienceInfo, StreamInfo
+
+Mask = Literal["current", "seen", "all"]
+Schedule = Literal["constant", "cosine", "cosine_epochs"]
+Optimizer = Literal["adam", "adamw", "sgd"]
 
 
 @dataclass(kw_only=True)
 class Strategy(Part):
-    """A way of learning. A plug-in is one dataclass below this one: its fields are its configuration.
+    """A method. A plug-in is one dataclass that inherits from this one: its fields are its configuration.
 
     Write `build`; the rest has defaults. A field's comment is its help text (`clsim show NAME`), and `presets` names
     settings to choose with `--preset`. Check ranges in `__post_init__`: with `at_least`, or raise ValueError.
@@ -21,26 +32,33 @@ class Strategy(Part):
 
     epochs: int = 5  # passes over each experience
     batch_size: int = 32  # images of the stream in a step
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # made anew for each experience
+    optimizer: Optimizer = "adam"  # re-created for each experience
     lr: float = 1e-3  # learning rate
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = "constant"  # of lr in an experience: by step or epoch
+    head_lr: float = 1.0  # learning rate of the classifier (modules called head or heads), as a factor of lr
+    backbone_lr: float = 1.0  # learning rate of the backbone's own weights where they learn, as a factor of lr
+    schedule: Schedule = "constant"  # of lr in an experience: by step or epoch
     warmup_epochs: int = 0  # first epochs of an experience, at warmup_lr
     warmup_lr: float = 1e-5  # learning rate of the warm-up
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0  # of every trained parameter
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no bound
-    mask: Literal["current", "seen", "all"] = "seen"  # classes that the training loss tells apart
+    mask: Mask = "seen"  # classes included in the training loss's softmax
+    label_smoothing: float = 0.0  # share of the target spread over the classes in the softmax
     crop_min: float = 0.6  # smallest share of an image that a training crop keeps; 1: no crops
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # how images are resized, in training and evaluation
+    normalise: bool = True  # pixels as the backbone was trained on; no: in [0, 1]
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     needs_text: ClassVar[bool] = False  # whether it takes a backbone with a text tower
-    scores_unseen: ClassVar[bool] = False  # whether it can tell classes apart that it never trained on
+    scores_unseen: ClassVar[bool] = False  # whether it can classify among classes that it never trained on
 
     def __post_init__(self) -> None:
         self.at_least(1, "epochs", "batch_size")
-        self.at_least(0, "lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad")
+        self.at_least(0, "lr", "head_lr", "backbone_lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad")
         if not 0 < self.crop_min <= 1:
             raise ValueError(f"crop_min must be above 0 and at most 1, not {self.crop_min}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
 
     def at_least(self, low: int, *names: str) -> None:
         """Raises ValueError if one of these fields has a value below `low`."""
@@ -49,42 +67,77 @@ class Strategy(Part):
             if value is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, not {value}")
 
+    # what it needs
+
     def reads(self) -> set[str]:
-        """What the learner looks at: "images", "features" (of the frozen tower, on clean images), or both."""
+        """The input of the learner: "images", "features" (of the frozen tower, on clean images), or both."""
         return {"images"}
 
     def feature_views(self) -> int:
         """How many augmented views of each image training features come from; 0: they are of the clean image."""
         return 0
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        """The learner, a module that maps a Batch to (B, info.num_classes) logits.
+    @property
+    def has_gradients(self) -> bool:
+        """Whether training takes steps of an optimizer: not for a strategy that writes `fit` and no `epochs_for`."""
+        own = type(self)
+        return own.fit is Strategy.fit or own.epochs_for is not Strategy.epochs_for
 
-        `backbone.image` is the image tower, frozen until `backbone.image.unfreeze()`; `backbone.text` the text tower,
-        or None.
+    @property
+    def needs_boundaries(self) -> bool:
+        """Whether it must be told where an experience begins and ends.
+
+        True for whatever uses that: the mask "current", a life cycle of its own, parts that wait for an experience.
+        A part that works without boundaries says so with an attribute `needs_boundaries = False`.
+        """
+        used = ("begin", "epochs_for", "fit", "before_training_exp", "after_training_exp")
+        own = type(self)
+        if self.mask == "current" or any(getattr(own, name) is not getattr(Strategy, name, None) for name in used[:3]):
+            return True
+        return any(hasattr(own, name) for name in used[3:]) or any(map(waits_for_boundaries, self.parts()))
+
+    # the learner and its life
+
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        """The learner: a module that maps a Batch to Outputs, or to (B, info.num_classes) logits.
+
+        `backbone.image` is the image tower, `backbone.text` the text tower or None. Both are frozen; call
+        `backbone.image.requires_grad_()` to train one.
         """
         raise NotImplementedError
+
+    def begin(self, learner: nn.Module, experience: ExperienceInfo) -> None:
+        """Prepare the learner for an experience, before its optimizer is made: add a head, choose what learns.
+
+        Called once for each experience, in order. When a run is resumed or loaded, it is called again for every
+        experience begun so far, and the saved weights are loaded afterwards; so it must depend on nothing but its
+        arguments. Random numbers are drawn from a stream of the experience's own.
+        """
+
+    def epochs_for(self, experience: ExperienceInfo) -> int:
+        """Passes over this experience; 0: no gradient steps. By default `epochs`, and 0 where only `fit` is written."""
+        return self.epochs if self.has_gradients else 0
+
+    def fit(self, s: State) -> None:
+        """Learn without gradients, after the epochs of an experience, from `s.clean_batches()`."""
 
     def parts(self) -> Sequence[Part]:
         """Memories and regularisers that take part in training."""
         return ()
 
-    def experiences(self, stream: Sequence[Any]) -> Sequence[Any]:
+    def experiences(self, stream: Sequence[Experience]) -> Sequence[Experience]:
         """The training experiences in the order and shape in which they are learned."""
         return stream
 
-    def loss(self, s: State) -> Tensor:
+    def loss(self, s: Step) -> Tensor:
         """The scalar to minimise: by default cross-entropy over the classes that `mask` allows."""
-        return cross_entropy(s, self.mask)
+        return cross_entropy(s, self.mask, self.label_smoothing)
 
-    def fit(self, s: State) -> None:
-        """Learn an experience without gradients, from `s.clean_batches()`. Methods that define it take no steps."""
-        raise NotImplementedError
+    def caveats(self) -> list[str]:
+        """What a reader of the results must know; goes into the summary's notes."""
+        return []
 
-    @property
-    def has_gradients(self) -> bool:
-        """Whether training takes steps of an optimizer, or calls `fit` once for each experience."""
-        return type(self).fit is Strategy.fit
+    # the optimizer
 
     @property
     def learning_rate(self) -> float:
@@ -94,8 +147,8 @@ class Strategy(Part):
     def learning_rate_at(self, epoch: int, step: int, per_epoch: int) -> float:
         """The learning rate at a step of an epoch, both counted from 0, with `per_epoch` steps in each.
 
-        Behind the warm-up the cosine starts from its top, and would reach zero at `epochs` without one: so in the code
-        of CoOp (Zhou et al. 2022, arXiv:2109.01134), where it moves once an epoch.
+        After the warm-up the cosine schedule starts at its maximum; without a warm-up it would reach zero after
+        `epochs`. So it is in the code of CoOp (Zhou et al. 2022, arXiv:2109.01134), where it moves once an epoch.
         """
         if epoch < self.warmup_epochs:
             return self.warmup_lr
@@ -104,38 +157,60 @@ class Strategy(Part):
         done = epoch - self.warmup_epochs + (step / per_epoch if self.schedule == "cosine" else 0)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done / self.epochs))
 
-    def caveats(self) -> list[str]:
-        """What a reader of the results must know; goes into the summary's notes."""
-        return []
-
     def configure_optimizer(self, learner: nn.Module) -> torch.optim.Optimizer:
-        """An optimizer over every parameter that asks for gradients."""
-        trained = [p for p in learner.parameters() if p.requires_grad]
+        """An optimizer over every parameter that asks for gradients.
+
+        A group may have a rate of its own: the schedule moves all rates by the same factor.
+        """
+        groups = self.parameter_groups(learner)
         if self.optimizer == "sgd":
-            return torch.optim.SGD(trained, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(groups, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(trained, self.learning_rate, weight_decay=self.weight_decay)
+        return kind(groups, self.learning_rate, weight_decay=self.weight_decay)
+
+    def parameter_groups(self, learner: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters with their rates: the backbone's own, the classifier's, and the others."""
+        if self.head_lr == self.backbone_lr == 1:
+            return [{"params": [p for p in learner.parameters() if p.requires_grad]}]
+        inside = {id(p) for module in learner.modules() if isinstance(module, Tower) for p in module.parameters()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in learner.named_parameters():
+            if parameter.requires_grad:
+                of_head = not {"head", "heads"}.isdisjoint(name.split("."))
+                factor = self.backbone_lr if id(parameter) in inside else self.head_lr if of_head else 1.0
+                groups.setdefault(factor, []).append(parameter)
+        return [{"params": group, "lr": factor * self.learning_rate} for factor, group in groups.items()]
 
 
-def allowed_classes(s: State, mask: str) -> Tensor:
+def waits_for_boundaries(part: Part) -> bool:
+    """Whether a part needs to be told where an experience begins or ends."""
+    said = getattr(part, "needs_boundaries", None)
+    return bool(said) if said is not None else any(hasattr(part, f"{when}_training_exp") for when in ("before", "after"))
+
+
+def allowed_classes(s: Step, mask: str) -> Tensor:
     """(B, num_classes) true where the loss may look at a logit.
 
-    A replayed image belongs to an earlier experience: where the stream's images are masked to the current classes, it
-    is told apart from all classes seen (as in ER-ACE, Caccia et al. 2022, arXiv:2104.05025).
+    A replayed image belongs to an earlier experience: where the stream's images are masked to the current classes, its
+    softmax includes all classes seen (as in ER-ACE, Caccia et al. 2022, arXiv:2104.05025).
     """
-    assert s.batch is not None and s.logits is not None and s.experience is not None
-    allowed = torch.zeros(s.logits.shape, dtype=torch.bool, device=s.logits.device)
     if mask == "all":
-        return ~allowed
-    current = s.seen if mask == "seen" else s.experience.classes
+        return torch.ones_like(s.logits, dtype=torch.bool)
+    seen = s.class_mask(s.seen).expand(len(s.batch), -1)
     stream = len(s.batch) - s.batch.replayed
-    allowed[:stream, list(current)] = True
-    allowed[stream:, list(s.seen)] = True
-    return allowed
+    if mask == "seen" or not stream:
+        return seen
+    current = s.class_mask(s.experience.classes).expand(stream, -1)
+    return torch.cat([current, seen[stream:]])
 
 
-def cross_entropy(s: State, mask: str) -> Tensor:
-    """Mean cross-entropy of the batch over the logits that `mask` allows."""
-    assert s.batch is not None and s.logits is not None and s.batch.labels is not None
-    logits = s.logits.masked_fill(~allowed_classes(s, mask), -torch.inf)
-    return nn.functional.cross_entropy(logits, s.batch.labels)
+def cross_entropy(s: Step, mask: str, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the batch over the logits that `mask` allows, the target smoothed over these."""
+    allowed = allowed_classes(s, mask)
+    logits = s.logits.masked_fill(~allowed, -torch.inf)
+    loss = nn.functional.cross_entropy(logits, s.batch.known_labels)
+    if not smoothing:
+        return loss
+    # the function's own smoothing would take the mean over masked logits, too
+    log_odds = logits.log_softmax(dim=1).masked_fill(~allowed, 0.0)
+    return (1 - smoothing) * loss - smoothing * (log_odds.sum(dim=1) / allowed.sum(dim=1)).mean()

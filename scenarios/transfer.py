@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.data.glyph_tables import glyph_table
+from clsim.data.protocols import BaseToNew
 from clsim.data.readers import Hub, Source, held_out
 from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, few_shot, first_of_each_class
 from clsim.data.table import ImageTable
@@ -85,7 +86,7 @@ class Transfer(Scenario):
             return Benchmark((learned,), (tested,), "class", flip)
         half = -(-len(classes) // 2)
         learned, base = (_among(0, *which, classes[:half], "base") for which in ((train, rows), (test, testing)))
-        return Benchmark((learned,), (base, _among(1, test, testing, classes[half:], "new")), "task", flip)
+        return Benchmark((learned,), (base, _among(1, test, testing, classes[half:], "new")), BaseToNew(), flip)
 
     def variant(self) -> str:
         return "-".join([self.table, *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])

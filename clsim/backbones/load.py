@@ -35,7 +35,7 @@ class Backbone:
         return "".join(tower.fingerprint() for tower in self.towers())
 
 
-def load_backbone(name: str, weights: Path | None = None) -> Backbone:
+def load_backbone(name: str, weights: Path | None = None, image_size: int | None = None) -> Backbone:
     """The backbone called `name`, frozen, in float32; with the weights in a local file where one is given.
 
     Raises RequestError for unknown names and for weights that cannot be had.

@@ -1,8 +1,8 @@
 """Batches: rows of a table as tensors on the device, augmented or clean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,16 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
 
 
+class Bank(Protocol):
+    """Features of a table's images; see clsim.backbones.features."""
+
+    def rows(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B,) rows of the table -> (B,D) float32 features, on the CPU."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What a learner is given. In evaluation `labels`, `rows` and `domains` are None: only the image decides."""
+    """The input of a learner. In evaluation `labels`, `rows` and `domains` are None: only the image decides."""
 
     images: Tensor | None  # (B,3,S,S) normalised, where the strategy reads images
     features: Tensor | None = None  # (B,D) float32, of the clean image, where it reads features
@@ -26,9 +33,34 @@ class Batch:
     task: int | None = None  # only where the protocol reveals it
     target: "Batch | None" = None  # in adaptation: images of the target; it has no labels to give
 
+    @property
+    def known_labels(self) -> Tensor:
+        """(B,) labels. Raises RuntimeError in evaluation, where there are none."""
+        if self.labels is None:
+            raise RuntimeError("batches in evaluation carry no labels")
+        return self.labels
+
+    @property
+    def known_images(self) -> Tensor:
+        """(B,3,S,S) images. Raises RuntimeError where the strategy does not read them."""
+        if self.images is None:
+            raise RuntimeError('this batch has no images: the strategy\'s reads() must have "images"')
+        return self.images
+
+    @property
+    def known_features(self) -> Tensor:
+        """(B,D) features. Raises RuntimeError where the strategy does not read them."""
+        if self.features is None:
+            raise RuntimeError('this batch has no features: the strategy\'s reads() must have "features"')
+        return self.features
+
     def __len__(self) -> int:
         given = self.images if self.images is not None else self.features
         return 0 if given is None else len(given)
+
+    def with_task(self, task: int | None) -> "Batch":
+        """The same batch where the task is told."""
+        return replace(self, task=task)
 
     def each(self) -> "Iterator[Batch]":
         """Batches of one image each."""
@@ -43,8 +75,14 @@ class Batch:
 class Loader:
     """Makes batches of a table's rows, loading nothing that the strategy does not read."""
 
-    def __init__(  # type: ignore[no-untyped-def]
-        self, table: ImageTable, pixels: Pixels, reads: set[str], device: torch.device, bank=None, views=()
+    def __init__(
+        self,
+        table: ImageTable,
+        pixels: Pixels,
+        reads: set[str],
+        device: torch.device,
+        bank: Bank | None = None,
+        views: Sequence[Bank] = (),
     ) -> None:
         """`bank` is the table's FeatureBank, needed where `reads` has "features"; `views` those of augmented images.
 
@@ -90,13 +128,24 @@ class Loader:
         return torch.from_numpy(self.table.pixels(rows)).to(self.device)
 
     def _features(self, rows: NDArray[np.int64]) -> Tensor | None:
-        return self.bank.rows(rows).to(self.device) if "features" in self.reads else None
+        if "features" not in self.reads:
+            return None
+        if self.bank is None:
+            raise RuntimeError("the strategy reads features, and there is no bank of them")
+        return self.bank.rows(rows).to(self.device)
 
     def _viewed(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Features of a view of each image."""
-        chosen = torch.randint(len(self.views), (len(rows),), generator=generator)
-        every = torch.stack([bank.rows(rows) for bank in self.views])
-        return every[chosen, torch.arange(len(rows))].to(self.device)
+        """Features of a view of each image; of each view only the rows that are drawn are read."""
+        chosen = torch.randint(len(self.views), (len(rows),), generator=generator).numpy()
+        found: Tensor | None = None
+        for view in np.unique(chosen).tolist():
+            places = np.flatnonzero(chosen == view)
+            own = self.views[view].rows(rows[places])
+            found = own.new_empty(len(rows), own.shape[1]) if found is None else found
+            found[torch.from_numpy(places)] = own
+        if found is None:
+            raise RuntimeError("no rows are asked for")
+        return found.to(self.device)
 
     def _labelled(self, rows: NDArray[np.int64], replayed: int) -> Batch:
         table = self.table

@@ -121,7 +121,7 @@ def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, fl
         Experience(i, table, chosen, tuple(np.unique(table.labels[chosen]).tolist()), name, domain)
         for i, (name, table, chosen, domain) in enumerate(columns)
     )
-    return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))  # type: ignore[arg-type]
+    return Benchmark(stream, tested, scenario.protocol, flip, domain_names=(title, *targets))
 
 
 def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], list[str]]:

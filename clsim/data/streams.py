@@ -9,26 +9,42 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clsim.data.protocols import Protocol, protocol
 from clsim.data.readers import Hub, Source, parquet_files, read_folder, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
-Protocol = Literal["class", "domain", "task", "pair", "targets"]
-
 
 @dataclass(frozen=True)
-class Info:
+class StreamInfo:
     """What a strategy may know before training: names and protocol, never rows or test data."""
 
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
-    protocol: Protocol
+    protocol: str  # the protocol's name
     num_experiences: int
+    tells_task: bool = False  # whether test images come with the index of their experience
+    has_target: bool = False  # whether training batches have a target without labels
 
     @property
     def num_classes(self) -> int:
         """Classes of the whole stream."""
         return len(self.class_names)
+
+
+Info = StreamInfo  # its first name
+
+
+@dataclass(frozen=True)
+class ExperienceInfo:
+    """What a strategy may know of an experience when it begins, and a checkpoint keeps: no rows, no images."""
+
+    index: int
+    name: str
+    classes: tuple[int, ...]  # sorted
+    num_images: int
+    domain: str | None = None
+    task_label: int | None = None  # only where the protocol reveals it
 
 
 @dataclass(frozen=True)
@@ -37,17 +53,24 @@ class Experience:
 
     index: int
     table: ImageTable
-    rows: NDArray[np.int64]  # (n,) rows of the table, ascending
+    rows: NDArray[np.int64]  # (n,) rows of the table, ascending; where it is `ordered`, as they arrive
     classes: tuple[int, ...]  # sorted
     name: str
     domain: str | None = None
     task_label: int | None = None  # only where the protocol reveals it
     unlabelled: NDArray[np.int64] | None = None  # rows without labels to adapt to
+    ordered: bool = False  # whether images are learned once, in the order of `rows`
+    boundary: bool = True  # whether methods are told that it begins and ends, and its classes
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """(n,) labels of the rows."""
         return self.table.labels[self.rows]
+
+    @property
+    def info(self) -> ExperienceInfo:
+        """What a strategy is told."""
+        return ExperienceInfo(self.index, self.name, self.classes, len(self.rows), self.domain, self.task_label)
 
 
 @dataclass(frozen=True)
@@ -56,7 +79,7 @@ class Benchmark:
 
     train_stream: tuple[Experience, ...]
     test_stream: tuple[Experience, ...]
-    protocol: Protocol
+    protocol: Protocol | str  # an object, or the name of one of clsim.data.protocols
     flip: bool = True  # whether a mirrored image keeps its class
     domain_names: tuple[str, ...] = ()  # those that strategies are told; none: those of the table
 
@@ -77,17 +100,17 @@ class Benchmark:
         return tuple(table for i, table in enumerate(every) if all(table is not other for other in every[:i]))
 
     @property
-    def tests_new_classes(self) -> bool:
-        """Whether there are test images of classes that are never trained on."""
-        learned = {c for experience in self.train_stream for c in experience.classes}
-        return any(not learned.issuperset(experience.classes) for experience in self.test_stream)
+    def rules(self) -> Protocol:
+        """The protocol as an object. Raises RequestError for a name that is none."""
+        return protocol(self.protocol)
 
     @property
-    def info(self) -> Info:
+    def info(self) -> StreamInfo:
         """What strategies are told."""
-        table = self.train_table
+        table, rules = self.train_table, self.rules
         domains = self.domain_names or table.domain_names
-        return Info(table.class_names, domains, self.protocol, len(self.train_stream))
+        experiences = len(self.train_stream)
+        return StreamInfo(table.class_names, domains, rules.name, experiences, rules.tells_task, rules.has_target)
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ def class_incremental(
     train: ImageTable,
     test: ImageTable,
     classes_per_experience: int,
-    protocol: Protocol = "class",
+    protocol: str = "class",
     flip: bool = True,
     groups: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),

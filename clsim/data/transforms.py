@@ -6,7 +6,7 @@ them all, and runs wherever matrices run.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Pixels:
     size: int  # side of the square input, in pixels
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = field(default="bilinear", repr=False)
     crop: float = 224 / 256  # share of the shorter side that evaluation sees, from the centre
 
     @property

@@ -1,0 +1,87 @@
+"""Evaluation: images without labels -> predictions, each of which depends on its image alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from clsim.data.batches import Batch, Loader
+from clsim.data.streams import Experience
+from clsim.outputs import as_outputs
+from clsim.tools import EVAL_BATCH
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a learner says of n images."""
+
+    classes: NDArray[np.int64]  # (n,)
+    tasks: NDArray[np.int64] | None  # (n,) the detected experiences, where the method detects them
+
+
+@torch.no_grad()
+def predict(
+    learner: nn.Module,
+    batches: Iterator[tuple[int, Batch]],
+    allowed: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[object]],
+    device: torch.device,
+    task: int | None = None,
+) -> Predicted:
+    """The class, among `allowed`, that the learner gives each image; `task` is told where the protocol reveals it.
+
+    Of each (count, batch) the first `count` images are real, the others fill the batch up.
+    """
+    classes = torch.tensor(allowed, device=device)
+    predicted, tasks = [], []
+    for count, batch in batches:
+        with autocast():
+            outputs = as_outputs(learner(batch.with_task(task)))
+        logits = outputs.logits.float()
+        predicted.append(classes[logits[:count, classes].argmax(dim=1)])
+        if outputs.task is not None:
+            tasks.append(outputs.task[:count])
+    return Predicted(torch.cat(predicted).cpu().numpy(), torch.cat(tasks).cpu().numpy() if tasks else None)
+
+
+def predict_rows(
+    learner: nn.Module,
+    loader: Loader,
+    rows: NDArray[np.int64],
+    allowed: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[object]],
+    task: int | None = None,
+) -> Predicted:
+    """`predict` for (n,) rows of the loader's table."""
+    return predict(learner, loader.unlabelled(rows, EVAL_BATCH), allowed, autocast, loader.device, task)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Test experiences whose images can share batches: one table, the same classes, the same task."""
+
+    columns: tuple[Experience, ...]
+    classes: tuple[int, ...]
+
+    @property
+    def table(self) -> str:
+        """The table's fingerprint."""
+        return self.columns[0].table.fingerprint
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) rows of all of them, ascending."""
+        return np.sort(np.concatenate([column.rows for column in self.columns]))
+
+
+def groups(columns: Sequence[Experience], competing: Callable[[Experience], tuple[int, ...]]) -> list[Together]:
+    """The test experiences in groups, in the order in which each group first appears."""
+    found: dict[tuple[object, ...], list[Experience]] = {}
+    for column in columns:
+        key = column.table.fingerprint, competing(column), column.task_label
+        found.setdefault(key, []).append(column)
+    return [Together(tuple(members), competing(members[0])) for members in found.values()]

@@ -1,0 +1,6 @@
+"""temporary"""
+
+
+def code_digest() -> str:
+    """temporary"""
+    return "0" * 12

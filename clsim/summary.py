@@ -1,0 +1,106 @@
+"""What is written of a finished run: its matrix, its metrics, what it cost, and where its figures came from."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsim import checkpoint, provenance
+from clsim.backbones.load import Backbone
+from clsim.config import RunConfig
+from clsim.data.streams import Benchmark
+from clsim.hardware import peak_memory
+from clsim.learner import learner_state
+from clsim.loop import Loop
+from clsim.metrics import Measures
+
+
+def matrix(loop: Loop) -> dict[str, Any]:
+    """The integer counts of every evaluation; no times in it."""
+    s, tests = loop.state, loop.benchmark.test_stream
+    names = s.info.class_names
+    found: dict[str, Any] = {
+        "correct": s.correct,
+        "total": s.total,
+        "experiences": [experience.name for experience in tests],
+        "classes": [[names[c] for c in experience.classes] for experience in tests],
+        "before": s.has_baseline_row,
+    }
+    if s.confusion is not None:
+        found["confusion"] = {"target": s.confusion.tolist()}
+    if s.task_correct:
+        found["task_correct"] = s.task_correct
+    if s.anytime:
+        found["anytime"] = s.anytime
+    return found
+
+
+def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """`names` are those of the run: scenario, strategy, backbone, seed, config_hash."""
+    caveats = {f"caveat {i + 1}": text for i, text in enumerate(loop.strategy.caveats())}
+    return {
+        **names,
+        "code": provenance.code_digest(),
+        "protocol": loop.rules.name,
+        "metrics": measured.values,
+        "task_accuracy": loop.task_accuracy(),
+        "cost": cost,
+        "seconds": loop.cost.seconds_training + loop.cost.seconds_evaluation,
+        "notes": measured.notes | caveats,
+    }
+
+
+def write(directory: Path, loop: Loop, described: dict[str, Any]) -> None:
+    """matrix.json, then summary.json: where that is, the run has finished."""
+    checkpoint.write_text(directory / "matrix.json", json.dumps(matrix(loop)))
+    checkpoint.write_text(directory / "summary.json", json.dumps(described, indent=1))
+
+
+def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
+    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes.
+
+    `stored_parameters` and `stored_bytes_per_experience` count what has to be kept besides the frozen towers, which
+    all learners share: the learner's own tensors, and for the latter `memory_bytes` (images, logits, importances and
+    copies of weights that parts keep), divided by the experiences of the stream.
+    """
+    learner, spent = loop.state.learner, loop.cost
+    kept = learner_state(learner).values()
+    memory = sum(part.stored_bytes for part in loop.parts)
+    return {
+        "seconds_training": spent.seconds_training,
+        "seconds_evaluation": spent.seconds_evaluation,
+        "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
+        "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        "stored_parameters": sum(t.numel() for t in kept),
+        "backbone_parameters": sum(p.numel() for tower in backbone.towers() for p in tower.parameters()),
+        "memory_bytes": memory,
+        "stored_bytes_per_experience": (sum(t.nbytes for t in kept) + memory) / loop.state.info.num_experiences,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def environment(config: RunConfig, benchmark: Benchmark, weights: str) -> dict[str, Any]:
+    """Versions, code, device and data: the provenance of the results. `weights` is the tower's fingerprint."""
+    packages: Sequence[str] = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    gpu = config.device.startswith("cuda")
+    return {
+        "clsim": version("clsim"),
+        "code": provenance.code_digest(),
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": config.precision,
+        "weights": weights,
+        "tables": [benchmark.train_table.fingerprint, benchmark.test_table.fingerprint],
+        "class_order": [list(experience.classes) for experience in benchmark.train_stream],
+    }

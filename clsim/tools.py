@@ -1,0 +1,72 @@
+"""Tools: what handlers, losses and closed forms may ask of a run. They reach them as methods of State and Step."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clsim import rng
+from clsim.data.batches import Batch, Loader
+from clsim.data.transforms import Augmentation
+from clsim.events import State
+from clsim.outputs import Outputs, as_outputs
+
+EVAL_BATCH = 64  # images that are evaluated together; of no influence on predictions
+
+
+@dataclass
+class Tools:
+    """Forward passes, batches and features of one run, and its log."""
+
+    learner: nn.Module
+    loader: Loader  # of the training table
+    how: Augmentation
+    bf16: bool
+    record: Callable[[State, str, Any], None] = lambda s, name, value: None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The run's precision."""
+        return torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def outputs(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Outputs:
+        """What the learner returns for a batch, with float32 logits; `weights` replace its tensors by name."""
+        with self.autocast():
+            returned = self.learner(batch) if weights is None else functional_call(self.learner, dict(weights), batch)
+        outputs = as_outputs(returned)
+        return replace(outputs, logits=outputs.logits.float())
+
+    def clean(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+        """Labelled batches of these rows, in order, not augmented."""
+        return self.loader.clean(rows, EVAL_BATCH)
+
+    def augmented(self, rows: NDArray[np.int64], replayed: int, name: str, s: State) -> Batch:
+        """A labelled, augmented batch; the last `replayed` rows are not the stream's. `name`: the random stream."""
+        batch = self.loader.train(rows, self.how, rng.generator(s.seed, name, s.step), replayed)
+        return replace(batch, task=s.experience.task_label)
+
+    def target(self, rows: NDArray[np.int64], size: int, s: State) -> Batch:
+        """`size` of the (n,) unlabelled rows, augmented, from one shuffled pass over them after another."""
+        passes, places = np.divmod(np.arange(s.step * size, (s.step + 1) * size), len(rows))
+        chosen = np.empty(size, dtype=np.int64)
+        for number in np.unique(passes).tolist():
+            draw = rng.generator(s.seed, "target order", s.experience.index, number)
+            order = torch.randperm(len(rows), generator=draw).numpy()
+            chosen[passes == number] = rows[order[places[passes == number]]]
+        return self.loader.target(chosen, self.how, rng.generator(s.seed, "target augmentation", s.step))
+
+    def features(self, rows: NDArray[np.int64]) -> Tensor:
+        """(n,D) float32 features of rows of the training table, from the bank. Raises RuntimeError without one."""
+        if self.loader.bank is None:
+            raise RuntimeError('there is no feature bank: the strategy\'s reads() must have "features"')
+        found: Tensor = self.loader.bank.rows(rows).to(self.loader.device)
+        return found
+
+    def log(self, s: State, name: str, value: Any) -> None:
+        """See State."""
+        self.record(s, name, value)
