@@ -16,10 +16,11 @@ FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
     {"pretrain", "runner", "avalanche"},
-    {"prediction"},
-    {"recorders"},
+    {"prediction", "summary"},
+    {"recorders", "snapshot"},
     {"loop", "compare", "results"},
-    {"learner"},
+    {"evaluation"},
+    {"learner", "tools"},
     {"config", "listing"},
     {"families"},
     {"strategy", "values", "plugins"},
@@ -28,7 +29,7 @@ FLOORS = [
     {"backbones"},
     {"data"},
     {"hardware", "rundir"},
-    {"events", "metrics", "checkpoint", "rng", "provenance"},
+    {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
     {"errors", "version"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
