@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,38 +136,52 @@ def _key(run: Run) -> str:
 
 def group(runs: Iterable[Run]) -> list[Group]:
     """Groups of runs that differ only in their seed; by scenario, the best average accuracy first."""
+    sets = _sets(runs)
+    firsts = [members[0] for members in sets]
+    titles = []
+    for run in firsts:
+        peers = [peer.scenario_settings for peer in firsts if peer.summary["scenario"] == run.summary["scenario"]]
+        titles.append(_named(run.summary["scenario"], run.scenario_settings, peers))
+    names = []
+    for run, title in zip(firsts, titles, strict=True):
+        own = [peer for peer, other in zip(firsts, titles, strict=True) if other == title]
+        peers = [peer.settings for peer in own if peer.summary["strategy"] == run.summary["strategy"]]
+        names.append((title, _named(plugins.label(run.summary["strategy"]), run.settings, peers)))
+    count = Counter((*name, run.summary["backbone"]) for name, run in zip(names, firsts, strict=True))
+    groups = []
+    for (title, label), members in zip(names, sets, strict=True):
+        unique = count[title, label, members[0].summary["backbone"]] == 1
+        text = label if unique else f"{label} #{members[0].summary['config_hash']}"
+        groups.append(Group(title, text, tuple(sorted(members, key=lambda run: int(run.summary["seed"])))))
+    return sorted(groups, key=lambda each: (each.scenario, -(each.mean(each.measures[0]) or 0.0)))
+
+
+def _sets(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs of the same `_key` together; apart where one seed occurs twice.
+
+    Data, weights or a plug-in's code have changed between such runs, so that their mean would mean nothing.
+    """
     by_key: dict[str, list[Run]] = {}
     for run in runs:
         by_key.setdefault(_key(run), []).append(run)
     sets: list[list[Run]] = []
     for members in by_key.values():
-        # the same seed twice: data, weights or a plug-in's code changed in between, so a mean has no meaning
         repeated = len({run.summary["seed"] for run in members}) < len(members)
         sets += [[run] for run in members] if repeated else [members]
-    groups = []
-    for members in sets:
-        first = members[0]
-        scenario, strategy = first.summary["scenario"], plugins.label(first.summary["strategy"])
-        peers = [other[0] for other in sets if other[0].summary["scenario"] == scenario]
-        scenario_text = _distinct(first.scenario_settings, [peer.scenario_settings for peer in peers])
-        peers = [peer for peer in peers if peer.scenario_settings == first.scenario_settings]
-        peers = [peer for peer in peers if peer.summary["strategy"] == first.summary["strategy"]]
-        settings_text = _distinct(first.settings, [peer.settings for peer in peers])
-        twin = any(peer is not first and _key(peer) == _key(first) for peer in peers)
-        texts = (strategy, *settings_text, *([f"#{first.summary['config_hash']}"] if twin else []))
-        members = sorted(members, key=lambda run: int(run.summary["seed"]))
-        groups.append(Group(" ".join((scenario, *scenario_text)), " ".join(texts), tuple(members)))
-    return sorted(groups, key=lambda each: (each.scenario, -(each.mean(each.measures[0]) or 0.0)))
+    return sets
 
 
-def _distinct(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
-    """``key=value`` of each setting whose value is not the same everywhere."""
-    texts = []
+def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """The name, followed by ``key=value`` of each setting in which one of the others differs.
+
+    Settings that the others lack are left out: a run of an earlier version has none for the fields of later ones.
+    """
+    texts = [name]
     for key, value in own.items():
-        if any(other.get(key) != value for other in others):
+        if any(other.get(key, value) != value for other in others):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             texts.append(f"{key}={text.lower() if isinstance(value, bool) else text or 'none'}")
-    return texts
+    return " ".join(texts)
 
 
 # tables

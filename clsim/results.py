@@ -59,7 +59,10 @@ class Run:
         """The fields of the strategy, and the options that a result may depend on."""
         fields = {key: value for key, value in self.config["strategy"].items() if key != "name"}
         elsewhere = (*NO_SETTINGS, "scenario", "strategy", "backbone")
-        return fields | {key: value for key, value in self.config.items() if key not in elsewhere}
+        options = {key: value for key, value in self.config.items() if key not in elsewhere}
+        if "device" in options:
+            options["device"] = options["device"].partition(":")[0]  # cuda:0 and cuda:1 are alike, as in the hash
+        return fields | options
 
     @cached_property
     def code_note(self) -> str | None:

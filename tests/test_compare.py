@@ -181,6 +181,14 @@ def test_a_seed_that_occurs_twice_is_never_averaged(tmp_path: Path) -> None:
     assert [(row["strategy"], row["seeds"]) for row in found] == [("finetune #0b", "1"), ("finetune #0a", "1")]
 
 
+def test_fields_that_an_earlier_version_did_not_have_are_not_shown(tmp_path: Path) -> None:
+    run(tmp_path, accuracy=0.4, digest="0a", lr=0.5)
+    run(tmp_path, accuracy=0.6, digest="0b", lr=0.5, label_smoothing=0.0)
+    run(tmp_path, accuracy=0.5, digest="0c", lr=0.25, scenario_fields="train_per_class = 'none'\nshots = 4")
+    labels = [(each.scenario, each.strategy) for each in compare.group(compare.find([tmp_path])[0])]
+    assert labels == [("toys", "finetune lr=0.5 #0b"), ("toys", "finetune lr=0.25"), ("toys", "finetune lr=0.5 #0a")]
+
+
 def test_unfinished_runs_are_mentioned_and_the_same_run_counts_once(tmp_path: Path) -> None:
     done = run(tmp_path)
     broken = run(tmp_path, seed=1, finished=False)
@@ -305,7 +313,7 @@ def test_detected_tasks_are_a_column_only_where_a_method_detects_them(tmp_path: 
 
 
 def test_options_that_results_do_not_depend_on_keep_no_runs_apart(tmp_path: Path) -> None:
-    for seed, minutes in enumerate(("10.0", "1.0")):
+    for seed, (minutes, device) in enumerate((("10.0", "cuda:0"), ("1.0", "cuda:1"))):
         config = run(tmp_path, seed=seed) / "config.toml"
-        config.write_text(f"checkpoint_minutes = {minutes}\n{config.read_text()}")
+        config.write_text(f"checkpoint_minutes = {minutes}\ndevice = '{device}'\n{config.read_text()}")
     assert [row["seeds"] for row in rows(compare.report([tmp_path], "csv"))] == ["2"]
