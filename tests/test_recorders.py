@@ -594,10 +594,10 @@ def plain(text):
 def a_run(names, correct, total, before=False, **summary):
     found = measures(correct, total, before)
     matrix = {"correct": correct, "total": total, "experiences": names, "classes": [["a"]] * len(total)}
-    told = {"scenario": "split_digits", "strategy": "l2p", "backbone": "vit_micro", "seed": 3, "cost": COST}
-    told |= {"metrics": found.values, "notes": found.notes | {"caveat 1": "small [images]"}}
-    told |= {"code": provenance.code_digest()} | summary
-    return Run(Path("runs/split_digits/l2p/vit_micro-s3-0badcafe"), {}, matrix, told)
+    written = {"scenario": "split_digits", "strategy": "l2p", "backbone": "vit_micro", "seed": 3, "cost": COST}
+    written |= {"metrics": found.values, "notes": found.notes | {"caveat 1": "small [images]"}}
+    written |= {"code": provenance.code_digest()} | summary
+    return Run(Path("runs/split_digits/l2p/vit_micro-s3-0badcafe"), {}, matrix, written)
 
 
 def test_report(capsys):
