@@ -11,7 +11,6 @@ from clsim.parts.tuners import Adapters
 class Adapter(TextTuner):
     """Adapters: a bottleneck behind the attention and the MLP of every block. Houlsby et al. 2019, arXiv:1902.00751."""
 
-    lr: float = 1e-3  # learning rate
     bottleneck: int = 16  # features of the bottleneck
 
     def __post_init__(self) -> None:

@@ -14,7 +14,6 @@ PROJECTIONS = ("qkv", "proj", "fc1", "fc2")
 class Lora(TextTuner):
     """LoRA: low-rank additions to projections. Hu et al. 2021, arXiv:2106.09685."""
 
-    lr: float = 1e-3  # learning rate
     rank: int = 4  # of the additions
     alpha: float = 4.0  # the additions count alpha / rank
     targets: tuple[str, ...] = ("qkv",)  # projections of each block: qkv, proj, fc1, fc2

@@ -1,11 +1,10 @@
 """A deeper head on the frozen tower."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from clsim import Strategy
+from clsim import Backbone, Strategy, StreamInfo
 from clsim.parts.heads import MlpHead
 from clsim.parts.tuned import BankFeatures, Headed
 
@@ -14,7 +13,6 @@ from clsim.parts.tuned import BankFeatures, Headed
 class Mlp(Strategy):
     """MLP-k: a head of k layers on the features of the frozen tower. Jia et al. 2022, arXiv:2203.12119, section 4.1."""
 
-    lr: float = 1e-3  # learning rate
     layers: int = 3  # k; between two layers stand ReLU and batch normalisation
     hidden: int = 256  # features of the hidden layers
 
@@ -26,5 +24,5 @@ class Mlp(Strategy):
     def reads(self) -> set[str]:
         return {"features"}
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return Headed(BankFeatures(), MlpHead(backbone.image.out_dim, self.hidden, self.layers, info.num_classes))

@@ -11,7 +11,7 @@ from clsim.parts.tuners import free_last
 class Partial(Tuner):
     """Partial-k: the last blocks learn, and the norm behind them. Yosinski et al. 2014, arXiv:1411.1792."""
 
-    lr: float = 3e-4  # learning rate
+    lr: float = 3e-4
     blocks: int = 1  # how many, from the end
 
     def __post_init__(self) -> None:

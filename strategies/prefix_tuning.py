@@ -11,7 +11,6 @@ from clsim.parts.tuners import EncodedPairs, Prefix, key_width
 class PrefixTuning(TextTuner):
     """Prefix tuning: extra keys and values in each block, from a small network. Li and Liang 2021, arXiv:2101.00190."""
 
-    lr: float = 1e-3  # learning rate
     prefix_length: int = 10  # keys and values in each block
     hidden: int = 64  # features of the network's hidden layer
 

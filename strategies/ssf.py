@@ -11,7 +11,5 @@ from clsim.parts.tuners import ScaleShift
 class Ssf(Tuner):
     """SSF: a scale and a shift behind every projection and norm. Lian et al. 2022, arXiv:2210.08823."""
 
-    lr: float = 1e-3  # learning rate
-
     def tune(self, tower: Tower) -> ScaleShift:
         return ScaleShift(tower)

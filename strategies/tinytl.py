@@ -15,7 +15,6 @@ class TinyTl(Tuner):
     Made for convolutional networks: here the branches run on the grid of patches, beside every block but the last.
     """
 
-    lr: float = 1e-3  # learning rate
     groups: int = 8  # of the branches' convolution; divides the features of a token
 
     def __post_init__(self) -> None:

@@ -26,6 +26,13 @@ class Backbone:
     image: Tower
     text: "TextTower | None" = None
 
+    @property
+    def text_tower(self) -> "TextTower":
+        """The text tower. Raises RequestError where there is none."""
+        if self.text is None:
+            raise RequestError(f"{self.name} has no text tower")
+        return self.text
+
     def towers(self) -> list[Tower]:
         """The image tower, and the text tower where there is one."""
         return [self.image] if self.text is None else [self.image, self.text]

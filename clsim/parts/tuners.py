@@ -87,7 +87,7 @@ class Prompts(nn.Module, Sites):
 
 def visual_bound(tower: Tower) -> float:
     """Half the width of the uniform start of visual prompts: sqrt(6 / (3 patch^2 + D)), as in the code of VPT."""
-    patch = tower.pixels.size // tower.grid[0]  # type: ignore[index, operator]
+    patch = tower.pixels.size // tower.grid[0]
     return math.sqrt(6 / (3 * patch**2 + tower.width))
 
 
@@ -141,11 +141,19 @@ class Prefix(nn.Module, Sites):
     def __init__(self, source: Pairs | EncodedPairs) -> None:
         super().__init__()
         self.source = source
-        self.made: tuple[Tensor, ...] = ()  # in this forward pass: every block takes its part
+
+    def for_pass(self) -> "PrefixPass":
+        return PrefixPass(self.source().unbind())
+
+
+class PrefixPass(Sites):
+    """A Prefix in one forward pass: its network has run once, and every block takes its part."""
+
+    def __init__(self, made: tuple[Tensor, ...]) -> None:
+        """`made`: for each block (2,P,D) keys and values."""
+        self.made = made
 
     def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if block == 0:
-            self.made = self.source().unbind()  # no Parameter, which would count as this module's own
         k, v = (each.to(keys.dtype).expand(len(keys), -1, -1) for each in self.made[block])
         return torch.cat([k, keys], dim=1), torch.cat([v, values], dim=1)
 
@@ -211,7 +219,7 @@ class LiteResiduals(nn.Module, Sites):
 
     def __init__(self, tower: Tower, groups: int) -> None:
         super().__init__()
-        self.grid: tuple[int, int] = tower.grid  # type: ignore[assignment]
+        self.grid = tower.grid
         self.lite = nn.ModuleList(LiteResidual(tower.width, groups) for _ in range(tower.depth - 1))
 
     def branch(self, block: int, name: str, x: Tensor, out: Tensor) -> Tensor:
