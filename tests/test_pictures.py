@@ -64,24 +64,33 @@ def test_images_with_equal_features_lie_on_one_point():
     assert pictures._flat(np.full((20, 3), -2.0, dtype=np.float32)).tolist() == [[0, 0]] * 20
 
 
-@pytest.mark.parametrize("features", [True, False])
-def test_maps_show_features_or_else_logits(tmp_path, make_table, features):
+@pytest.mark.parametrize(("features", "shown"), [("learn", 5), ("frozen", 3), (None, 3)])
+def test_maps_show_features_or_else_logits(tmp_path, make_table, monkeypatch, features, shown):
+    table, mapped, board = make_table(2, 4), [], SimpleNamespace(picture=lambda *args: None)
+    monkeypatch.setattr(pictures, "_flat", lambda points: mapped.append(points) or points[:, :2])
+
     def outputs(rows):  # the loader below gives rows in place of images
         found = torch.from_numpy(rows).float()[:, None]
-        return Outputs(found.expand(-1, 3), -found.expand(-1, 5) if features else None)
+        learned = s.step if features == "learn" else 0
+        return Outputs(found.expand(-1, 3) + s.step, found.expand(-1, 5) * (1 + learned) if features else None)
 
     class Rows:
         def unlabelled(self, rows, size):
-            yield len(rows) - 1, rows  # the last image only fills the batch up
+            yield len(rows), np.append(rows, 6)  # the last image only fills the batch up
 
-    table = make_table(2, 4)
-    target, source = (Experience(0, table, np.array(rows), (0, 1), "all") for rows in ([0, 5, 0], [2, 7, 3, 0]))
+    target, source = (Experience(0, table, np.array(rows), (0, 1), "all") for rows in ([0, 5], [2, 7, 3]))
     pair = SimpleNamespace(test_stream=(target, None, source))
-    drawn = pictures.Pictures(tmp_path, pair, {table.fingerprint: Rows()}, board=None)
-    drawn.before_training(SimpleNamespace(step=0, learner=torch.nn.Identity(), outputs=outputs))
-    found = np.load(tmp_path / "pictures" / "before.npy")
-    expected = np.array([[2.0], [7.0], [3.0], [0.0], [5.0]])  # the source's images, then the target's
-    assert np.array_equal(found, -expected.repeat(5, axis=1) if features else expected.repeat(3, axis=1))
+    drawn = pictures.Pictures(tmp_path, pair, {table.fingerprint: Rows()}, board)
+    info = SimpleNamespace(class_names=table.class_names)
+    s = SimpleNamespace(step=0, learner=torch.nn.Identity(), outputs=outputs, info=info, trained=1)
+    s.confusion = np.eye(2, dtype=np.int64)
+    drawn.before_training(s)
+    s.step = 1
+    drawn.before_training(s)  # of a resumed run: what was kept stays
+    drawn.after_training(s)
+    rows = np.array([[2.0], [7.0], [3.0], [0.0], [5.0]]).repeat(shown, axis=1)  # the source's images, then the target's
+    assert np.array_equal(mapped[0], rows)
+    assert np.array_equal(mapped[1], 2 * rows if features == "learn" else rows + 1)
 
 
 def test_confusions_are_shares_of_a_class(tmp_path, monkeypatch):

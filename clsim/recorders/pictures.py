@@ -16,15 +16,15 @@ from clsim.tools import EVAL_BATCH
 
 SHOWN = 150  # images of a domain on a map
 ITERATIONS = 500  # of t-SNE: a second for both maps; pictures should take less time than training
-BEFORE = "before.npy"
+BEFORE = "before.npz"
 
 
 class Pictures(Part):
     """Draws into the folder `pictures` of the run, and into TensorBoard, when training is over.
 
-    A map shows test images of the source and images of the target: the features that the learner returns in its
-    Outputs, or its logits if it returns no features, in two dimensions by t-SNE (van der Maaten and Hinton 2008).
-    Labels are used for the colours of the maps only.
+    A map shows test images of the source and images of the target, in two dimensions by t-SNE (van der Maaten and
+    Hinton 2008): the features that the learner returns in its Outputs, or its logits where it returns no features or
+    training leaves them as they were. Labels are used for the colours of the maps only.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Pictures(Part):
         self.board = board
 
     def before_training(self, s: State) -> None:
-        """Keep the features under the untrained learner; a resumed run has them already."""
+        """Keep the outputs of the untrained learner; a resumed run has them already."""
         if s.step == 0:
             self.folder.mkdir(exist_ok=True)
-            np.save(self.folder / BEFORE, self._represented(s))
+            np.savez(self.folder / BEFORE, **self._outputs(s))  # type: ignore[arg-type]  # its stub has no arrays by name
 
     def after_training(self, s: State) -> None:
         """Draw."""
@@ -52,24 +52,35 @@ class Pictures(Part):
         shown = [(experience, _spread(experience)) for experience in (self.source, self.target)]
         classes = np.concatenate([experience.table.labels[rows] for experience, rows in shown])
         domains = [experience.domain or experience.name for experience, rows in shown for _ in rows]
-        maps = {"before": np.load(self.folder / BEFORE), "after": self._represented(s)}
+        with np.load(self.folder / BEFORE) as before:
+            maps = _maps(before, self._outputs(s))
         features = map_figure({name: _flat(points) for name, points in maps.items()}, classes, domains)
         for name, figure in (("confusion", confusion), ("features", features)):
             figure.savefig(self.folder / f"{name}.png")
             self.board.picture(name, figure, s.trained)
 
     @torch.no_grad()
-    def _represented(self, s: State) -> NDArray[np.float32]:
-        """(n,D): images of the source, then of the target."""
+    def _outputs(self, s: State) -> dict[str, NDArray[np.float32]]:
+        """The (n,K) "logits" and, if there are any, (n,D) "features": images of the source, then of the target."""
         s.learner.eval()
-        found = []
+        found: dict[str, list[torch.Tensor]] = {}
         for experience in (self.source, self.target):
             loader = self.loaders[experience.table.fingerprint]
             for count, batch in loader.unlabelled(_spread(experience), EVAL_BATCH):
                 outputs = s.outputs(batch)
-                shown = outputs.logits if outputs.features is None else outputs.features
-                found.append(shown[:count].float().cpu())
-        return torch.cat(found).numpy()
+                for name, values in (("logits", outputs.logits), ("features", outputs.features)):
+                    if values is not None:
+                        found.setdefault(name, []).append(values[:count].float().cpu())
+        return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+
+def _maps(
+    before: Mapping[str, NDArray[np.float32]], after: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """The features before and after training, or the logits where the features are the same."""
+    moved = "features" in after and not np.allclose(before["features"], after["features"])
+    name = "features" if moved else "logits"
+    return {"before": before[name], "after": after[name]}
 
 
 def _spread(experience: Experience) -> NDArray[np.int64]:
