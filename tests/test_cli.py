@@ -14,6 +14,7 @@ from clsim import cli, listing, plugins
 from clsim.backbones import registry
 from clsim.config import RunConfig
 from clsim.errors import RequestError, RunFailed
+from clsim.options import OPTIONS, flag
 from clsim.version import VERSION
 
 
@@ -100,7 +101,7 @@ def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.Monkey
         (["runn"], "no command 'runn' (did you mean 'run'?); there are: cache, compare"),
         (["--sed"], "unrecognized arguments: --sed"),
         (["show"], "the following arguments are required: NAME"),
-        (["show", "l2pp"], "no strategy, scenario or backbone 'l2pp' (did you mean 'l2p'?)"),
+        (["show", "l2pp"], "no strategy, scenario, part or backbone 'l2pp' (did you mean 'l2p'?)"),
         (["list", "strategie"], "no section 'strategie' (did you mean 'strategies'?)"),
         (["list", "strategies", "more"], "clsim list does not take 'more'"),
         (["compare", "x", "--format", "html"], "argument --format: invalid choice: 'html'"),
@@ -160,7 +161,10 @@ def test_compare_prints_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_list_is_plain_when_piped(capsys: Any) -> None:
-    everything = [*plugins.names("scenarios"), *plugins.names("strategies"), *registry.BUNDLED]
+    everything = [
+        *(name for kind in ("scenarios", "strategies", "parts") for name in plugins.names(kind)),
+        *registry.BUNDLED,
+    ]
     assert cli.main(["list"]) == 0
     assert capsys.readouterr().out.splitlines() == everything
     assert cli.main(["list", "strategies"]) == 0
@@ -244,7 +248,7 @@ def test_help_and_version(capsys: Any) -> None:
     assert capsys.readouterr().out == f"clsim {VERSION}\n"
     assert cli.main(["run", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name, _, _ in cli.RUN_OPTIONS)
+    assert all(flag(name) in text for name in OPTIONS)
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
         assert "COMMAND" in capsys.readouterr().out
@@ -270,7 +274,7 @@ def test_statuses_of_the_process() -> None:
     assert clsim("list", "strategies").returncode == 0
     done = clsim("show", "nothing_like_it")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("clsim: error: no strategy, scenario or backbone 'nothing_like_it'")
+    assert done.stderr.startswith("clsim: error: no strategy, scenario, part or backbone 'nothing_like_it'")
     done = clsim("run", "--strategy", "finetun")
     assert done.returncode == 2
     assert done.stderr.startswith("clsim: error: no strategy 'finetun' (did you mean 'finetune'?)")

@@ -10,6 +10,7 @@ import clsim
 from clsim import plugins
 from clsim.data.streams import Scenario
 from clsim.errors import RequestError
+from clsim.events import Part
 from clsim.strategy import Strategy
 
 TOY = '''"""The module's own words."""
@@ -81,7 +82,7 @@ def test_what_is_read_is_what_python_makes_of_it(kind: plugins.Kind) -> None:
     assert plugins.names(kind)
     for name in plugins.names(kind):
         described, cls = plugins.describe(kind, name), plugins.load(kind, name)
-        assert issubclass(cls, Strategy if kind == "strategies" else Scenario)
+        assert issubclass(cls, {"strategies": Strategy, "scenarios": Scenario, "parts": Part}[kind])
         assert [field.name for field in described.fields] == [
             field.name for field in dataclasses.fields(cls) if field.init
         ]
@@ -110,7 +111,7 @@ def test_two_plugins_of_one_file_or_of_one_name_are_refused(tmp_path: Path, monk
         toy_file(tmp_path / folder / "strategies")
     toy_file(tmp_path / "one" / "strategies", TOY + "\n\nclass Other(Strategy):\n    pass\n", name="pair.py")
     monkeypatch.setattr(clsim, "__path__", [str(tmp_path / "one"), str(tmp_path / "two")])
-    with pytest.raises(RequestError, match="2 public classes below Strategy \\(Toy, Other\\)"):
+    with pytest.raises(RequestError, match="2 public classes that inherit from Strategy \\(Toy, Other\\)"):
         plugins.describe("strategies", "pair")
     with pytest.raises(RequestError, match="more than one strategy is called 'toy'"):
         plugins.describe("strategies", "toy")
