@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -258,18 +258,18 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    made: dict[str, Any] = {}
+    parts = {each.text: each for each in map(named_part, split(option("with")))}
+    made: dict[str, Any] = dict(parts)
     streams = _streams(scenario, make(scenario_class, file.scenario | line.scenario, plugins.label(scenario)), made)
     common = {name: option(name) for name, each in OPTIONS.items() if each.per_run}
     common["data_dir"] = common["data_dir"] or OPTIONS["data_dir"].checker(os.environ.get("CLSIM_DATA_DIR") or None, "")
-    parts = list({each.text: each for each in map(named_part, split(option("with")))}.values())
     configs = []
     for name, cls in classes.items():
         asked = make(cls, values[name], name)
-        full_name, settled, left = under_one_name(strategies[name], resolved(asked), parts)
+        full_name, settled, left = under_one_name(strategies[name], resolved(asked), [*parts.values()])
         if full_name == strategies[name]:
             made[_key("strategies", full_name, settled)] = asked
-        strategy = _fitting(_once(made, "strategies", full_name, settled), name, parts)
+        strategy = _fitting(_once(made, "strategies", full_name, settled), name, parts.values())
         common["backbone"] = backbone or backbones.get(name) or registry.default_backbone(strategy.needs_text)
         common["parts"] = tuple(each.text for each in left)
         for seed in seeds:
@@ -285,7 +285,7 @@ def _streams(scenario: str, asked: Any, made: dict[str, Any]) -> list[dict[str, 
     return [settled | changes for changes in asked.expanded()]
 
 
-def _fitting(strategy: Any, name: str, parts: Sequence[NamedPart]) -> Any:
+def _fitting(strategy: Any, name: str, parts: Iterable[NamedPart]) -> Any:
     """The strategy itself. Raises RequestError for a part that adds to a loss where there is none."""
     for each in parts:
         if getattr(each.made, "adds_to_loss", False) and not strategy.has_gradients:
@@ -331,7 +331,7 @@ def _assign(
     """Put a layer's fields into each strategy's `values`; those of `others` that are not in the run are left out."""
     for key, value in layer.every.items():
         owners = [name for name, cls in classes.items() if key in field_types(cls)]
-        if not owners and key in layer.flags:
+        if not owners and key in layer.flags - field_types(scenario_class).keys():
             own = {flag(name) for cls in classes.values() for name in field_types(cls)}
             raise unknown("option", flag(key), {*map(flag, OPTIONS), *own})
         if not owners:

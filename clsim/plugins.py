@@ -265,7 +265,7 @@ def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
 
 def _import_file(path: Path) -> ModuleType:
     """A user's file as a module; the same module if its text has been imported before."""
-    name = f"clsim_file_{provenance.digest([provenance.source(path)])}_{path.stem}"
+    name = f"clsim_file_{provenance.digest([str(path.resolve()), provenance.source(path)])}_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
