@@ -85,7 +85,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compare = command("compare", "set finished runs side by side, seeds together")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
-    plot = "draw accuracy against trainable parameters, for TensorBoard, too: in a folder beside, FILE without .png"
+    plot = "draw accuracy against trainable parameters; for TensorBoard, too, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
     pretrain = command("pretrain", "make a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
@@ -135,14 +135,17 @@ def _dispatch(argv: list[str]) -> int:
 def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
     """The arguments that the parser knows, and fields that are written as options: ``--top-k 3`` -> ``--top-k=3``."""
     known, fields = [], []
+    needs_value = False
     for argument in arguments:
-        name = argument.partition("=")[0]
-        if name.startswith("--") and name != "--help" and name not in parser.known:
-            fields.append(argument if "=" in argument else f"{argument}=")
-        elif fields and fields[-1].endswith("=") and not argument.startswith("--"):
+        name, equals, _ = argument.partition("=")
+        is_field = name.startswith("--") and name not in ("--", "--help", *parser.known)
+        if is_field:
+            fields.append(argument if equals else f"{argument}=")
+        elif needs_value and not argument.startswith("--"):
             fields[-1] += argument
         else:
             known.append(argument)
+        needs_value = is_field and not equals
     return known, fields
 
 

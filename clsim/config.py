@@ -262,7 +262,6 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
     made: dict[str, Any] = dict(parts)
     streams = _streams(scenario, make(scenario_class, file.scenario | line.scenario, plugins.label(scenario)), made)
     common = {name: option(name) for name, each in OPTIONS.items() if each.per_run}
-    common["data_dir"] = common["data_dir"] or OPTIONS["data_dir"].checker(os.environ.get("CLSIM_DATA_DIR") or None, "")
     configs = []
     for name, cls in classes.items():
         asked = make(cls, values[name], name)

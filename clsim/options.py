@@ -3,6 +3,7 @@
 Fields of the plug-ins are no options: their files declare them.
 """
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,11 @@ def path(value: Any, name: str, file: bool = False) -> Path | None:
     if file and not found.is_file():
         raise RequestError(f"no {name} file {found}")
     return found
+
+
+def data_dir(value: Any, name: str) -> Path | None:
+    """A folder of data sets; CLSIM_DATA_DIR where none is given."""
+    return path(value or os.environ.get("CLSIM_DATA_DIR") or None, name)
 
 
 def device(value: Any, name: str) -> str:
@@ -176,7 +182,7 @@ OPTIONS: dict[str, Option] = {
             "data_dir",
             "DIR",
             "where data sets lie (default: CLSIM_DATA_DIR, else the Hub)",
-            path,
+            data_dir,
             per_run=True,
             is_path=True,
         ),

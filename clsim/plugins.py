@@ -44,7 +44,7 @@ class Description:
     path: Path
     class_name: str
     summary: str  # first line of the docstring
-    doc: str
+    doc: str  # the whole docstring
     fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
     presets: dict[str, dict[str, Any]]
     short: tuple[str, ...] = ()  # of a part: fields whose values may follow its name, NAME:VALUE:VALUE
@@ -92,19 +92,20 @@ def describe(kind: Kind, name: str) -> Description:
             meaning = each.meaning or (above.meaning if above else "")
             merged = merged | {each.name: replace(each, meaning=meaning)}
     doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
+    names = body(own)[1]  # other names are not inherited: they mean the base class
     return Description(
-        name,
-        kind,
-        place.path,
-        own.node.name,
-        doc.partition("\n")[0],
-        doc,
-        tuple(merged.values()),
-        _literal(constants, "presets", own, {}),
-        tuple(_literal(constants, "short", own, ())),
-        _literal(constants, "aliases", own, {}),
-        _literal(body(own)[1], "same_as", own, ""),  # not inherited: what a subclass does is not the same
-        place.alias_of,
+        name=name,
+        kind=kind,
+        path=place.path,
+        class_name=own.node.name,
+        summary=doc.partition("\n")[0],
+        doc=doc,
+        fields=tuple(merged.values()),
+        presets=_literal(constants, "presets", own, {}),
+        short=tuple(_literal(constants, "short", own, ())),
+        aliases=_literal(names, "aliases", own, {}),
+        same_as=_literal(names, "same_as", own, ""),
+        alias_of=place.alias_of,
     )
 
 

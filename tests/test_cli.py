@@ -126,6 +126,7 @@ def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.Monkey
         (["run", "--topk", "3"], "no option '--topk' (did you mean '--top-k'?)"),
         (["run", "--lr"], "l2p: lr must be a number, not ''"),
         (["run", "--lr", "--quiet"], "l2p: lr must be a number, not ''"),
+        (["run", "--lr", "--seed", "0"], "l2p: lr must be a number, not ''"),
         (["run", "--train-per-class", "3"], "write scenario.train_per_class=3"),
         (["run", "-x"], "clsim run does not take '-x'"),
         (["runn"], "no command 'runn' (did you mean 'run'?); there are: cache, compare"),

@@ -526,6 +526,17 @@ def test_a_users_part_has_fields_too(tmp_path: Path) -> None:
         config_with([f"{file}:Mine,names=[[a],b]"])
 
 
+def test_a_subclass_of_a_part_keeps_the_short_form_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n\nfrom clsim.parts.er import Er\n\n\n@dataclass\nclass Mine(Er):\n"
+        "    weight: float = 1.0\n"
+    )
+    name = f"{tmp_path}/mine.py:Mine"
+    assert config_with(f"{name}:5").parts == (f"{name}:5",)
+    assert config_with(f"{name}:5,per_class=true").parts == (f"{name},size=5,per_class=true,weight=1",)
+    assert config_with(f"{name}:5", strategy="finetune").strategy == "finetune"
+
+
 def test_split_gives_each_part_its_fields() -> None:
     assert split("er:5,der,alpha=1,size=2, ewc") == ["er:5", "der,alpha=1,size=2", "ewc"]
     part = named_part("der,alpha=1,size=2")

@@ -208,6 +208,25 @@ def test_draws_for_logits_and_labels_are_independent(make_table):
     assert 4 < np.mean(list(pairs.values())) < 9  # 20 of 60 twice: 6.7 in common
 
 
+def test_checkpoints_inside_an_experience_keep_the_latest_logits_and_the_teacher(s, tmp_path):
+    s.rows, s.loss = s.experience.rows[::-1].copy(), torch.tensor(0.0)
+    s.logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    dark, lwf = Der(1.0, 1.0, 5), Lwf(1.0)
+    dark.after_forward(s)
+    lwf.after_training_exp(s)
+    lwf.before_training_exp(s)
+    checkpoint.save(tmp_path, {"dark": dark.state(), "lwf": lwf.state()})
+    saved = checkpoint.load(tmp_path)
+    other, student = Der(1.0, 1.0, 5), Lwf(1.0)
+    other.load(saved["dark"])
+    student.load(saved["lwf"])
+    with torch.no_grad():
+        s.learner.weight.fill_(7.0)  # training went on
+    assert student.classes == (0, 1) and torch.equal(student.teacher["weight"], torch.zeros(2, 2))
+    other.after_training_exp(s)
+    assert {row: logits.tolist() for row, logits in other.logits.items()} == {0: [3.0, 4.0], 1: [1.0, 2.0]}
+
+
 # on the command line
 
 
