@@ -32,7 +32,6 @@ from clsim.errors import RequestError
 from clsim.events import Part, State
 from clsim.learner import build_learner, learner_state, load_learner
 from clsim.loop import Cost, Loop
-from clsim.parts import named_part
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
@@ -191,7 +190,7 @@ class Job:
         device = torch.device(self.config.device)
         bf16 = self.config.precision == "bf16"
         state = State(learner, self.benchmark.info, self.config.seed)
-        parts = [*self.strategy.parts(), *(named_part(text) for text in self.config.parts)]
+        parts = [*self.strategy.parts(), *self.config.make_parts()]
         folder = self.directory / "checkpoint"
         saved = checkpoint.load(folder) if (folder / "state.json").exists() else None
         board = TensorBoard(self.directory, self.benchmark)

@@ -22,13 +22,13 @@ FLOORS = [
     {"learner"},
     {"config", "listing"},
     {"families"},
-    {"strategy", "values", "plugins"},
+    {"strategy", "values", "plugins", "options", "named_parts"},
     {"written"},
     {"parts"},
     {"backbones"},
     {"data"},
     {"events", "metrics", "checkpoint", "rng"},
-    {"errors", "version"},
+    {"errors", "version", "provenance"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -97,7 +97,7 @@ def test_the_leaves():
 
 def test_clsim_names_no_plug_in():
     names = {path.stem for folder in ("strategies", "scenarios") for path in (ROOT / folder).glob("[!_]*.py")}
-    defaults = {"config.py": {"split_digits", "l2p"}, "compare.py": {"source_only"}}
+    defaults = {"options.py": {"split_digits", "l2p"}, "compare.py": {"source_only"}}
     for path in (ROOT / "clsim").rglob("*.py"):
         assert not [n for n in imports(path) if n.startswith(("clsim.strategies.", "clsim.scenarios."))], path
         texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
