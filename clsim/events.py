@@ -199,9 +199,9 @@ class State:
 
         key = kind, tuple(classes)
         if key not in self._sets:
-            weight = next(self.learner.parameters(), None)
+            device = "cpu" if self.tools is None else self.tools.loader.device
             dtype = torch.bool if kind == "mask" else torch.int64
-            self._sets[key] = torch.tensor(values, dtype=dtype, device="cpu" if weight is None else weight.device)
+            self._sets[key] = torch.tensor(values, dtype=dtype, device=device)
         return self._sets[key]
 
     @property

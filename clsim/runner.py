@@ -71,9 +71,10 @@ def run_all(
     Raises RequestError before anything is run if a strategy does not fit its backbone or the scenario.
     """
     firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
-    checked = list(firsts.values()) if dry_run or len(firsts) > 1 else []
-    shared = Shared([*configs, *checked])
-    for wanted in checked:  # check every strategy before training the first, so that errors appear at once
+    if not dry_run:  # the first one is about to be run anyway
+        firsts.pop(configs[0].strategy, None)
+    shared = Shared([*configs, *firsts.values()])
+    for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
             Job.prepare(wanted, shared).learner()
     if not dry_run:
