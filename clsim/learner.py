@@ -39,20 +39,20 @@ def build_learner(
     return learner.to(device), bank_tower
 
 
-def begin(strategy: Strategy, learner: nn.Module, experience: ExperienceInfo, seed: int) -> None:
+def begin(strategy: Strategy, learner: nn.Module, experience: ExperienceInfo, seed: int, device: torch.device) -> None:
     """Let the strategy prepare its learner for an experience, with random numbers of the experience's own stream."""
-    weight = next(learner.parameters(), None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "begin", experience.index))
         strategy.begin(learner, experience)
-    if weight is not None:
-        learner.to(weight.device)  # what was added now
+    learner.to(device)  # what was added now
 
 
-def replay(strategy: Strategy, learner: nn.Module, experiences: Sequence[ExperienceInfo], seed: int) -> None:
+def replay(
+    strategy: Strategy, learner: nn.Module, experiences: Sequence[ExperienceInfo], seed: int, device: torch.device
+) -> None:
     """Give a new learner the shape that it had after beginning these experiences; its weights are loaded next."""
     for experience in experiences:
-        begin(strategy, learner, experience, seed)
+        begin(strategy, learner, experience, seed, device)
 
 
 def _frozen(tower: Tower) -> bool:
@@ -75,6 +75,7 @@ def load_learner(learner: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     strange = (learner_state(learner).keys() - state.keys()) | (state.keys() - learner.state_dict().keys())
     if strange:
         raise RequestError(
-            f"the saved weights are of another learner ({min(strange)}): has its code changed? --fresh starts again"
+            f"the saved weights are of another learner ({min(strange)}). Has its code changed? --fresh starts again. "
+            "Does it grow? What grows must be added in `begin`, which is repeated on resuming and loading"
         )
     learner.load_state_dict(state, strict=False)

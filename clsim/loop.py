@@ -120,7 +120,7 @@ class Loop:
         """The learner's new parts, the handlers, and an optimizer over what learns now."""
         s = self.state
         if experience.boundary:
-            begin(self.strategy, s.learner, experience.info, s.seed)
+            begin(self.strategy, s.learner, experience.info, s.seed, self.train_loader.device)
             s.begun = (*s.begun, experience.info)
             self._raise("before_training_exp", s)
         if passes and (experience.boundary or s.made_optimizer is None):

@@ -33,7 +33,7 @@ class Predictor:
         info = stream_info(saved["info"])
         self.bf16 = asked.precision == "bf16"
         self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, torch.device("cpu"), self.bf16)
-        replay(strategy, self.learner, experiences(saved["begun"]), asked.seed)
+        replay(strategy, self.learner, experiences(saved["begun"]), asked.seed, torch.device("cpu"))
         load_learner(self.learner, saved["learner"])
         self.learner.eval()
         self.reads = strategy.reads()

@@ -71,9 +71,10 @@ def run_all(
     Raises RequestError before anything is run if a strategy does not fit its backbone or the scenario.
     """
     firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
-    checked = list(firsts.values()) if dry_run or len(firsts) > 1 else []
-    shared = Shared([*configs, *checked])
-    for wanted in checked:  # check every strategy before training the first, so that errors appear at once
+    if not dry_run:  # the first one is about to be run anyway
+        firsts.pop(configs[0].strategy, None)
+    shared = Shared([*configs, *firsts.values()])
+    for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
             Job.prepare(wanted, shared).learner()
     if not dry_run:
@@ -217,7 +218,7 @@ class Job:
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
-        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, loop.bf16, board)] if drawn else []
+        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
         loop.parts = [*parts, *pictures, journal, shown]
         loop.tools.record = journal.log
         loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset()))
@@ -284,4 +285,4 @@ def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Pa
 def _hyper_parameters(asked: RunConfig) -> dict[str, Any]:
     """The configuration without the paths in it."""
     tree = tomllib.loads(asked.to_toml())
-    return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
+    return {name: value for name, value in tree.items() if name not in config.PATHS}

@@ -44,7 +44,7 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
     """Put the loop where `take` found it. The learner is grown first; weights are copied into place."""
     s, strategy = loop.state, loop.strategy
     s.begun = experiences(saved["begun"])
-    replay(strategy, s.learner, s.begun, s.seed)
+    replay(strategy, s.learner, s.begun, s.seed, loop.train_loader.device)
     load_learner(s.learner, saved["learner"])
     if saved["optimizer"] is not None:
         s.made_optimizer = strategy.configure_optimizer(s.learner)

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from clsim import Backbone, Step, StreamInfo
-from clsim.parts.adaptation import Adapting, AdaptingOutputs, adversarial_loss, multilinear, ramp
+from clsim.parts.adaptation import Adapting, AdaptingOutputs, adversarial_loss, ramp
 from clsim.strategies.dann import Dann, discriminator
+
+
+def multilinear(features: Tensor, logits: Tensor) -> Tensor:
+    """(B,D) features times (B,K) class probabilities -> (B, K*D): Long et al. 2018, arXiv:1705.10667, eq. 3.
+
+    As in the authors' code no gradient goes through the probabilities.
+    """
+    return (logits.softmax(dim=1).detach()[:, :, None] * features[:, None, :]).flatten(1)
 
 
 @dataclass(kw_only=True)

@@ -78,7 +78,8 @@ def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
         torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
         for _ in range(blocks)
     ]
-    return torch.stack(each, dim=1).unflatten(0, (tasks, components)).transpose(1, 2).contiguous()
+    rows: Tensor = torch.stack(each, dim=1).unflatten(0, (tasks, components))
+    return rows.transpose(1, 2).contiguous()
 
 
 @dataclass(kw_only=True)

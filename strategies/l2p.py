@@ -15,7 +15,7 @@ from clsim.parts.prompts import PoolOutputs, cosines, majority, votes
 
 
 class PromptPool(nn.Module):
-    """M prompts of L tokens, each under a key; a query takes the prompts whose keys are nearest. Section 4."""
+    """M prompts of L tokens, each with a key. Section 4 of the paper."""
 
     def __init__(self, size: int, length: int, width: int, low: float, high: float) -> None:
         """Keys and prompts start uniform in [low, high]."""
@@ -50,7 +50,7 @@ class PromptedTower(nn.Module):
         self.register_buffer("used", torch.zeros(how.pool_size, dtype=torch.int64))
 
     def forward(self, batch: Batch) -> PoolOutputs:
-        similarity = self.similarity(self.query(batch))
+        similarity = self.pool.similarity(self.query(batch))
         chosen = self.choose(similarity)
         prompts = self.pool.take(chosen)
         if self.how.order == "cls_prompts_patches":
@@ -69,11 +69,6 @@ class PromptedTower(nn.Module):
         with torch.no_grad():
             features: Tensor = self.tower(batch.known_images)
             return features.float()
-
-    def similarity(self, query: Tensor) -> Tensor:
-        """(B,D) queries -> (B,M) cosines to the keys, in float32."""
-        with torch.autocast(query.device.type, enabled=False):
-            return self.pool.similarity(query)
 
     def choose(self, similarity: Tensor) -> Tensor:
         """(B,M) cosines to the keys -> (B,N) prompt ids."""

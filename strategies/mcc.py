@@ -6,7 +6,22 @@ from torch import Tensor, nn
 
 from clsim import Backbone, Step, StreamInfo
 from clsim.families import Adaptation
-from clsim.parts.adaptation import Adapting, AdaptingOutputs, class_confusion
+from clsim.parts.adaptation import Adapting, AdaptingOutputs
+
+
+def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
+
+    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
+    over the classes of what lies off its diagonal is the loss.
+    """
+    predicted = (logits / temperature).softmax(dim=1)
+    entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
+    weights = 1 + (-entropy).exp()
+    weights = (weights / weights.mean()).detach()
+    confusion = (predicted * weights[:, None]).T @ predicted
+    confusion = confusion / confusion.sum(dim=1, keepdim=True)
+    return (confusion.sum() - confusion.trace()) / len(confusion)
 
 
 @dataclass(kw_only=True)

@@ -3,13 +3,42 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from clsim import Backbone, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.families import TextTuner
 from clsim.parts.tuned import TextsInContext
-from clsim.parts.tuners import EncodedTokens, Prompts
+from clsim.parts.tuners import Prompts, Tokens
+
+
+class EncodedTokens(nn.Module):
+    """(1, P, D) tokens that a small network makes of learned embeddings, so that they do not move alone.
+
+    P-Tuning, Liu et al. 2021, arXiv:2103.10385, section 3: a bidirectional LSTM of two layers and a two-layer network,
+    or the network alone.
+    """
+
+    def __init__(self, count: int, width: int, hidden: int, recurrent: bool) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.randn(count, width))
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True) if recurrent else None
+        inner = 2 * hidden if recurrent else width
+        self.mlp = nn.Sequential(nn.Linear(inner, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
+
+    def forward(self) -> Tensor:
+        """The tokens."""
+        with torch.autocast(self.embeddings.device.type, enabled=False):  # a few vectors: nothing to save
+            found = self.embeddings[None]
+            return self.mlp(found if self.lstm is None else self.lstm(found)[0])  # type: ignore[no-any-return]
+
+    def folded(self) -> Tokens:
+        """The tokens alone, which is all that inference needs."""
+        tokens = self()
+        plain = Tokens(1, len(tokens[0]), tokens.shape[2], bound=0.0)
+        plain.tokens.data.copy_(tokens.detach())
+        return plain
 
 
 @dataclass(kw_only=True)

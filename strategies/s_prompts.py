@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -11,7 +12,7 @@ from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
 from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import AppendedTokens, PerExperience, Progress, centres
+from clsim.parts.prompts import AppendedTokens, PerExperience, Progress
 from clsim.parts.tuners import require_blocks
 from clsim.strategy import Optimizer, Schedule
 
@@ -72,6 +73,18 @@ class SPrompted(nn.Module):
         """Keep the centres of the experience's (N,E) features."""
         found = centres(normalize(features), self.centres.shape[1], seed)
         self.centres[self.progress.current, : len(found)] = found
+
+
+def centres(features: Tensor, count: int, seed: int) -> Tensor:
+    """(N,D) -> (count,D) k-means centres in float32; fewer where there are fewer distinct features."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    rows = features.double().cpu().numpy()
+    groups = min(count, len(np.unique(rows, axis=0)))
+    with threadpool_limits(limits=1):  # threads add their sums in any order, and a resumed run must find the same
+        found = KMeans(groups, n_init=1, random_state=seed % 2**32).fit(rows)
+    return torch.from_numpy(found.cluster_centers_).float().to(features.device)
 
 
 @dataclass(kw_only=True)

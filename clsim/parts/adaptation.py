@@ -102,26 +102,3 @@ def adversarial_loss(discriminator: nn.Module, source: Tensor, target: Tensor, s
     logits = discriminator(Reversed.apply(torch.cat([source, target]).float(), strength))
     domain = torch.cat([logits.new_ones(len(source)), logits.new_zeros(len(target))])
     return binary_cross_entropy_with_logits(logits, domain)
-
-
-def multilinear(features: Tensor, logits: Tensor) -> Tensor:
-    """(B,D) features times (B,K) class probabilities -> (B, K*D): Long et al. 2018, arXiv:1705.10667, eq. 3.
-
-    As in the authors' code no gradient goes through the probabilities.
-    """
-    return (logits.softmax(dim=1).detach()[:, :, None] * features[:, None, :]).flatten(1)
-
-
-def class_confusion(logits: Tensor, temperature: float) -> Tensor:
-    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
-
-    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
-    over the classes of what lies off its diagonal is the loss.
-    """
-    predicted = (logits / temperature).softmax(dim=1)
-    entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
-    weights = 1 + (-entropy).exp()
-    weights = (weights / weights.mean()).detach()
-    confusion = (predicted * weights[:, None]).T @ predicted
-    confusion = confusion / confusion.sum(dim=1, keepdim=True)
-    return (confusion.sum() - confusion.trace()) / len(confusion)

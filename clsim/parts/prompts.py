@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,15 +118,3 @@ def check_depth(tower: Tower, needed: int, what: str) -> None:
     require_blocks(tower)
     if needed > tower.depth:
         raise RequestError(f"{what} take {needed} blocks; the tower has {tower.depth}")
-
-
-def centres(features: Tensor, count: int, seed: int) -> Tensor:
-    """(N,D) -> (count,D) k-means centres in float32; fewer where there are fewer distinct features."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    rows = features.double().cpu().numpy()
-    groups = min(count, len(np.unique(rows, axis=0)))
-    with threadpool_limits(limits=1):  # threads add their sums in any order, and a resumed run must find the same
-        found = KMeans(groups, n_init=1, random_state=seed % 2**32).fit(rows)
-    return torch.from_numpy(found.cluster_centers_).float().to(features.device)

@@ -14,7 +14,7 @@ from clsim.outputs import Outputs
 from clsim.parts.heads import LinearHead
 from clsim.parts.text import TEMPLATE, Kept, TrainingStarted, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording
-from clsim.parts.tuners import EncodedTokens, Tokens, require_blocks
+from clsim.parts.tuners import require_blocks
 
 Where = Literal["image", "text", "both"]
 
@@ -64,9 +64,7 @@ class TextsInContext(nn.Module):
 
     plain: Tensor
 
-    def __init__(
-        self, tower: TextTower, class_names: tuple[str, ...], words: Tokens | EncodedTokens, count: int
-    ) -> None:
+    def __init__(self, tower: TextTower, class_names: tuple[str, ...], words: nn.Module, count: int) -> None:
         """`words` gives (1, count, D) vectors."""
         super().__init__()
         self.prompted = PromptedText(tower, Wording.of(tower, class_names, count))
