@@ -329,7 +329,7 @@ def test_without_boundaries_the_classes_seen_are_those_whose_images_came(make_lo
     assert order.seen == came and len(came[0]) == 1, "images come class by class, six of each"
 
 
-@pytest.mark.parametrize("name", ["finetune", "linear"])
+@pytest.mark.parametrize("name", ["finetune", "linear", "er"])
 def test_without_boundaries_a_run_resumes_anywhere_and_may_be_watched(
     name, tmp_path, broken_off, finished, same_run, weights
 ):

@@ -86,8 +86,9 @@ def test_broken_off_twice_inside_an_experience_a_run_ends_bit_identical(
             assert resumed.events["step"][value].tolist() == whole.events["step"][value].tolist()
 
 
-@pytest.mark.parametrize("name", [p for p in EACH if p.values[0] in ("finetune", "linear", "l2p", "coop")])
+@pytest.mark.parametrize("name", [each for each in EACH if takes_steps(each.values[0])])
 def test_memories_and_regularisers_go_on_inside_an_experience(name, tmp_path, broken_off, finished, same_run):
+    """Every strategy that trains takes all of them at once."""
     unbroken = finished(name, tmp_path / "unbroken", **{"with": PARTS})
     resumed = broken_inside(name, tmp_path / "broken", broken_off, finished, **{"with": PARTS})
     same_run(resumed, unbroken)
