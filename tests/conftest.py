@@ -86,10 +86,15 @@ def backbone_for(strategy: str) -> str:
 
 @pytest.fixture(scope="session")
 def plan() -> Callable[..., RunConfig]:
-    """The configuration of a small run on Toy; keywords are options, fields of the strategy, and `scenario` a dict."""
+    """The configuration of a small run; `scenario` are fields of Toy, or of the scenario `on`.
 
-    def make(strategy: str, out: Path, scenario: dict[str, Any] | None = None, **given: Any) -> RunConfig:
-        asked = {"scenario": TOY, "strategy": strategy, "out": out, "precision": "fp32"}
+    Other keywords are options and fields of the strategy.
+    """
+
+    def make(
+        strategy: str, out: Path, scenario: dict[str, Any] | None = None, on: str = TOY, **given: Any
+    ) -> RunConfig:
+        asked = {"scenario": on, "strategy": strategy, "out": out, "precision": "fp32"}
         asked |= {"backbone": backbone_for(strategy)} | ({} if "preset" in given else SMALL) | given
         options = {name: value for name, value in asked.items() if name in config.OPTIONS}
         fields = {name: value for name, value in asked.items() if name not in options}
