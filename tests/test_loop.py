@@ -244,7 +244,7 @@ def test_a_users_own_groups_keep_their_ratio(make_loop, schedule):
     assert [large for large, _ in spy.rates[:4]] == pytest.approx([1e-5] * 3 + [0.01])
 
 
-@pytest.mark.parametrize("saves", [1, 6])  # within the warm-up, and after it
+@pytest.mark.parametrize("saves", [1, 7])  # within the warm-up, and after it
 def test_ratios_hold_when_a_run_goes_on_inside_an_experience(tmp_path, broken_off, finished, same_run, saves):
     fields = {"head_lr": 3.0, "schedule": "cosine", "warmup_epochs": 1, "epochs": 4}
     whole = finished("finetune", tmp_path / "whole", **fields)
@@ -267,7 +267,7 @@ def test_joint_resumes_between_epochs_with_its_optimizer(make_loop):
 
 
 def test_a_run_is_saved_inside_an_experience_only_when_its_time_has_come(make_loop):
-    for seconds, expected in ((0.0, 3 * (2 + 2 + 1)), (1e9, 3)):
+    for seconds, expected in ((0.0, 3 * 6), (1e9, 3)):
         saved = []
         loop = make_loop()
         loop.save_seconds = seconds
@@ -285,9 +285,9 @@ def test_evaluations_inside_an_experience_change_nothing_but_the_anytime_rows(tm
     ours, theirs = weights(plain), weights(watched)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     rows = watched.matrix["anytime"]
-    # of twelve images in steps of four, the second step brings the eighth: once in each of six epochs
-    assert [row["step"] for row in rows] == [2, 5, 8, 11, 14, 17]
-    assert [row["images"] for row in rows] == [8, 20, 32, 44, 56, 68]
+    # after every second step of four images, but for the last of an experience, which the matrix has
+    assert [row["step"] for row in rows] == [2, 4, 8, 10, 14, 16]
+    assert [row["images"] for row in rows] == [8, 16, 32, 40, 56, 64]
     assert [[count is not None for count in row["correct"]] for row in rows[::2]] == [
         [True, False, False],
         [True, True, False],

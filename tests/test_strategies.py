@@ -99,7 +99,7 @@ def broken_inside(name, out, broken_off, finished, **more):
     def work():
         return finished(name, out, checkpoint_minutes=0, **more)
 
-    first = broken_off(3, work)
+    first = broken_off(5, work)
     assert first["inside"] == (first["epoch_steps"] > 0) == takes_steps(name)
     if takes_steps(name):
         second = broken_off(5, work)
