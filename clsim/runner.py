@@ -217,7 +217,7 @@ class Job:
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
-        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, loop.bf16, board)] if drawn else []
+        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
         loop.parts = [*parts, *pictures, journal, shown]
         loop.tools.record = journal.log
         loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset()))
@@ -284,4 +284,4 @@ def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Pa
 def _hyper_parameters(asked: RunConfig) -> dict[str, Any]:
     """The configuration without the paths in it."""
     tree = tomllib.loads(asked.to_toml())
-    return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
+    return {name: value for name, value in tree.items() if name not in config.PATHS}
