@@ -16,9 +16,20 @@ from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.learner import learner_state, load_learner, replay
 from clsim.outputs import as_outputs, logits_of
-from clsim.parts.prompts import AppendedTokens, PerExperience, Prefixes, Progress, blocks_of, cosines
+from clsim.parts.prompts import (
+    AppendedTokens,
+    PerExperience,
+    PoolOutputs,
+    Prefixes,
+    Progress,
+    blocks_of,
+    cosines,
+    majority,
+    votes,
+)
 from clsim.strategies.coda_prompt import CodaPrompt, off_orthonormal, orthonormal
 from clsim.strategies.dualprompt import DualPrompt
+from clsim.strategies.l2p import L2P
 from clsim.strategies.s_prompts import SPrompts, centres
 
 INFO = StreamInfo(tuple("abcdef"), (), "class", 3)  # three experiences of two classes
@@ -441,3 +452,67 @@ def test_s_prompts_in_a_domain_stream_answers_with_the_chosen_head_alone():
     learner.begin(1, tuple(range(6)))
     scores = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(learner.answer(scores, torch.tensor([1, 0])), torch.stack([scores[0, 1], scores[1, 0]]))
+
+
+# detected tasks
+
+
+@pytest.mark.parametrize("kind", [DualPrompt, SPrompts])
+def test_a_task_is_detected_only_where_it_is_not_known(kind):
+    strategy, learner = make(kind)
+    batch = batch_of(learner.eval())
+    with torch.no_grad():
+        assert learner(batch).task is None, "nothing is learned yet"
+    for index in range(2):
+        learn(strategy, begin(strategy, learner, index), steps=1)
+    with torch.no_grad():
+        assert learner.train()(batch).task is None, "in training it is known"
+        learner.eval()
+        assert learner(dataclasses.replace(batch, task=1)).task is None, "the protocol reveals it"
+        detected = learner(batch).task
+    assert detected.shape == (6,) and set(detected.tolist()) <= {0, 1}
+
+
+def test_coda_prompt_detects_no_task():
+    strategy, learner = make(CodaPrompt)
+    learn(strategy, begin(strategy, learner, 0), steps=1)
+    with torch.no_grad():
+        assert learner.eval()(batch_of(learner)).task is None
+
+
+@torch.no_grad()
+def test_dualprompt_detects_the_task_of_the_nearest_key_by_hand():
+    strategy, learner = make(DualPrompt)
+    for index in range(3):
+        begin(strategy, learner, index)
+    for key, direction in zip(learner.keys.each, ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]), strict=True):
+        key.copy_(torch.tensor([*direction, *[0.0] * (WIDTH - 2)]))
+    queries = torch.zeros(4, WIDTH)
+    queries[:, :2] = torch.tensor([[9.0, 1.0], [1.0, 9.0], [2.0, 3.0], [-1.0, 0.5]])
+    batch = dataclasses.replace(batch_of(learner, count=4), features=queries)
+    assert learner.eval()(batch).task.tolist() == [0, 1, 2, 1]
+
+
+# L2P's counts
+
+
+@torch.no_grad()
+def test_l2p_counts_by_hand_and_in_training_steps_alone():
+    strategy, learner = make(L2P, pool_size=3, top_k=2)
+    s = begin(strategy, learner, 0)
+    for _ in range(3):
+        learner(s.batch)
+    assert learner.used.tolist() == [0, 0, 0]
+    chosen = torch.tensor([[0, 2], [2, 1], [2, 0]])
+    s.outputs = PoolOutputs(torch.zeros(3, 6), chosen=chosen, match=torch.zeros(3, 2))
+    strategy.after_forward(s)
+    assert learner.used.tolist() == [2, 1, 3] and learner.used_before.tolist() == [0, 0, 0]
+    strategy.after_training_exp(s.run)
+    assert learner.used.tolist() == [0, 0, 0] and learner.used_before.tolist() == [2, 1, 3]
+
+
+def test_votes_and_their_majority_by_hand():
+    chosen = torch.tensor([[0, 3], [3, 1], [1, 3]])
+    assert votes(chosen, 5).tolist() == [1, 2, 0, 3, 0]
+    assert majority(chosen, 5).tolist() == [[3, 1]] * 3
+    assert majority(torch.tensor([[2, 1]]), 3).tolist() == [[1, 2]], "ties go to the lower id"
