@@ -112,9 +112,6 @@ def key_width(tower: Tower) -> int:
     return len(tower.layers[0].weights("qkv")[0]) // 3
 
 
-# branches
-
-
 # weights
 
 
