@@ -4,7 +4,8 @@
 
 The pipeline is clsim's own: decoded 32x32 uint8 images of a table to augmented (or merely resized), normalised 224x224
 batches. The consumer is ViT-Tiny/16 at 224 with random weights, in bfloat16 where the processor has it: a training
-step of the whole tower, and inference. Both use all threads, in turn; a ratio is the median over rounds of the ratio within a round.
+step of the whole tower, and inference. Both use all threads, in turn; a ratio is the median over rounds of the ratio
+within a round.
 """
 
 import argparse
