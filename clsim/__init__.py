@@ -10,17 +10,40 @@ if (Path(__file__).parents[1] / "pyproject.toml").is_file():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
-    from clsim.data.streams import Scenario
-    from clsim.events import Part, State
+    from clsim.backbones.load import Backbone
+    from clsim.data.batches import Batch
+    from clsim.data.streams import ExperienceInfo, Scenario, StreamInfo
+    from clsim.events import Part, State, Step
+    from clsim.outputs import Outputs
     from clsim.runner import load, run
     from clsim.strategy import Strategy
 
-__all__ = ["Part", "Scenario", "State", "Strategy", "__version__", "load", "run"]
+__all__ = [
+    "Backbone",
+    "Batch",
+    "ExperienceInfo",
+    "Outputs",
+    "Part",
+    "Scenario",
+    "State",
+    "Step",
+    "Strategy",
+    "StreamInfo",
+    "__version__",
+    "load",
+    "run",
+]
 
 _HOME = {
+    "Backbone": "clsim.backbones.load",
+    "Batch": "clsim.data.batches",
+    "ExperienceInfo": "clsim.data.streams",
+    "Outputs": "clsim.outputs",
     "Part": "clsim.events",
     "State": "clsim.events",
+    "Step": "clsim.events",
     "Strategy": "clsim.strategy",
+    "StreamInfo": "clsim.data.streams",
     "Scenario": "clsim.data.streams",
     "run": "clsim.runner",
     "load": "clsim.runner",

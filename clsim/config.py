@@ -67,6 +67,7 @@ class RunConfig:
 
     def make_parts(self):
         from clsim.parts import named_part
+
         return [named_part(text) for text in self.parts]
 
     def hash(self, *fingerprints: str) -> str:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -329,4 +329,4 @@ def _there(value: T | None, what: str) -> T:
 def _as(value: Any, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"a {kind.__name__} is needed here, not {type(value).__name__}")
-    return cast(T, value)
+    return value

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+
 def reset_peak_memory() -> None:
     """Start the peak anew, where Linux lets a process do so: earlier runs of this process must not count."""
     with contextlib.suppress(OSError):

@@ -78,9 +78,7 @@ class Loop:
             self._learn(experience, single=len(experiences) == 1)
             s.trained = experience.index + 1
             self._skip_rows_up_to(experience.index)
-            columns = self.rules.tested_after(
-                experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
-            )
+            columns = self.rules.tested_after(experience.index, self.benchmark.test_stream, self.strategy.scores_unseen)
             self._evaluate(columns)
             self._save()
         self._raise("after_training", s)
@@ -205,9 +203,7 @@ class Loop:
             rows, replayed = np.concatenate([step.rows, step.replay]), len(step.replay)
         step.batch = self.tools.augmented(rows, replayed, "augmentation", s)
         if experience.unlabelled is not None:
-            step.batch = replace(
-                step.batch, target=self.tools.target(experience.unlabelled, strategy.batch_size, s)
-            )
+            step.batch = replace(step.batch, target=self.tools.target(experience.unlabelled, strategy.batch_size, s))
         self._raise("before_forward", step)
         step.outputs = self.tools.outputs(step.batch)
         self._raise("after_forward", step)
@@ -272,9 +268,7 @@ class Loop:
         self.cost.seconds_training -= took  # this lies inside an epoch, whose time is counted as training
         self._raise("after_anytime_eval", s)
 
-    def _counts(
-        self, columns: Sequence[Experience], events: bool
-    ) -> tuple[list[int | None], list[int | None] | None]:
+    def _counts(self, columns: Sequence[Experience], events: bool) -> tuple[list[int | None], list[int | None] | None]:
         """Of each test experience, how many images are classified rightly, and whose task is detected rightly."""
         s = self.state
         s.learner.eval()

@@ -78,14 +78,13 @@ class Predictor:
             scores[torch.from_numpy(places)] = own
         return scores
 
-    def _tasks(
-        self, count: int, task: int | NDArray[np.int64] | None
-    ) -> list[tuple[NDArray[np.int64], int | None]]:
+    def _tasks(self, count: int, task: int | NDArray[np.int64] | None) -> list[tuple[NDArray[np.int64], int | None]]:
         """The places of the images of each task."""
         if task is None:
             return [(np.arange(count), None)]
         if not self.info.tells_task:
-            raise RequestError(f"the protocol {self.info.protocol!r} does not reveal the task of an image: leave task out")
+            name = self.info.protocol
+            raise RequestError(f"the protocol {name!r} does not reveal the task of an image: leave task out")
         given = np.broadcast_to(np.asarray(task, dtype=np.int64), (count,))
         for number in np.unique(given).tolist():
             if not 0 <= number < len(self.tests):

@@ -10,6 +10,7 @@ from clsim.errors import RequestError
 
 LOCK = ".lock"
 
+
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Keep other processes out of a run directory. Raises RequestError if one is at work there."""

@@ -268,9 +268,7 @@ class Job:
         summary.write(self.directory, loop, summary.summary(loop, measured, cost, names))
 
 
-def _require_boundaries(
-    asked: RunConfig, strategy: Strategy, parts: Sequence[Part], benchmark: Benchmark
-) -> None:
+def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Part], benchmark: Benchmark) -> None:
     """Raises RequestError, naming it, for a strategy or a part that needs boundaries where the stream has none."""
     if all(experience.boundary for experience in benchmark.train_stream):
         return

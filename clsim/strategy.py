@@ -185,7 +185,9 @@ class Strategy(Part):
 def waits_for_boundaries(part: Part) -> bool:
     """Whether a part needs to be told where an experience begins or ends."""
     said = getattr(part, "needs_boundaries", None)
-    return bool(said) if said is not None else any(hasattr(part, f"{when}_training_exp") for when in ("before", "after"))
+    return (
+        bool(said) if said is not None else any(hasattr(part, f"{when}_training_exp") for when in ("before", "after"))
+    )
 
 
 def allowed_classes(s: Step, mask: str) -> Tensor:

@@ -21,7 +21,7 @@ class DigitDomains(DomainScenario):
     """
 
     domains: ClassVar[tuple[str, ...]] = ("mnist", "usps", "digits")
-    protocol: Literal["domain", "pair", "targets"] = "domain"  # new domains, or what to adapt to
+    protocol: Literal["domain", "pair", "targets"] = "domain"  # new domains, or adaptation
     source: str = "mnist"
     target: str = "usps"
 

@@ -18,10 +18,10 @@ class DomainNet(DomainScenario):
     """
 
     domains: ClassVar[tuple[str, ...]] = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains or classes, or what to adapt to
+    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = "real"
     target: str = "sketch"
-    classes_per_experience: int = 69  # new classes in each experience (class); divides 345
+    classes_per_experience: int = 69  # new classes in each experience (class); divides 345 (less base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""

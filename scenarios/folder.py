@@ -7,8 +7,8 @@ from typing import Literal
 from clsim.data.readers import Source, held_out, subfolders
 from clsim.data.streams import (
     Benchmark,
+    ClassScenario,
     DataAccess,
-    Scenario,
     class_incremental,
     domain_incremental,
     matching_name,
@@ -17,7 +17,7 @@ from clsim.errors import RequestError
 
 
 @dataclass(kw_only=True)
-class Folder(Scenario):
+class Folder(ClassScenario):
     """Your own images: --data-dir TREE with TREE/train/CLASS/*.png and TREE/test/CLASS/*.png.
 
     A tree without train and test folders, TREE/CLASS/*.png, is cut 80/20 by a hash of each file's path below TREE.
@@ -30,6 +30,9 @@ class Folder(Scenario):
     flip: bool = True  # whether a mirrored image keeps its class; false for digits and letters
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.protocol == "domain":
+            self.refuse_class_fields("protocol=domain has none")
         if self.domains and self.protocol != "domain":
             raise RequestError(f"domains are for protocol=domain, not protocol={self.protocol}")
 

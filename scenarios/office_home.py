@@ -18,10 +18,10 @@ class OfficeHome(DomainScenario):
     """
 
     domains: ClassVar[tuple[str, ...]] = ("Art", "Clipart", "Product", "Real World")
-    protocol: Literal["domain", "class", "pair", "targets"] = "pair"  # new domains or classes, or what to adapt to
+    protocol: Literal["domain", "class", "pair", "targets"] = "pair"  # new domains, new classes, or adaptation
     source: str = "Art"
     target: str = "Clipart"
-    classes_per_experience: int = 13  # new classes in each experience (class); divides 65
+    classes_per_experience: int = 13  # new classes in each experience (class); divides 65 (less base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""

@@ -18,7 +18,7 @@ class Pacs(DomainScenario):
     """
 
     domains: ClassVar[tuple[str, ...]] = ("photo", "art_painting", "cartoon", "sketch")
-    protocol: Literal["domain", "pair", "targets"] = "domain"  # new domains, or what to adapt to
+    protocol: Literal["domain", "pair", "targets"] = "domain"  # new domains, or adaptation
     source: str = "photo"
     target: str = "sketch"
 

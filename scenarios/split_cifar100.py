@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clsim.data.readers import Hub
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 
 HUB = Hub("uoft-cs/cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5")
 
 
 @dataclass(kw_only=True)
-class SplitCifar100(Scenario):
+class SplitCifar100(ClassScenario):
     """CIFAR-100, 32x32 photographs of 100 classes, ten new ones at a time (Krizhevsky 2009)."""
 
-    classes_per_experience: int = 10  # new classes in each experience; divides 100
+    classes_per_experience: int = 10  # new classes in each experience; divides 100 (less base_classes)
     protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
 
     def build(self, data: DataAccess) -> Benchmark:

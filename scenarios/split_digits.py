@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from clsim.data.readers import held_out
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 from clsim.data.table import ImageTable
 
 
@@ -25,14 +25,14 @@ def digits() -> tuple[ImageTable, ImageTable]:
 
 
 @dataclass(kw_only=True)
-class SplitDigits(Scenario):
+class SplitDigits(ClassScenario):
     """Handwritten digits of 8x8 pixels, two new ones at a time; come with scikit-learn.
 
     1,797 images of 43 writers (Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits), a fixed fifth
     of them for testing.
     """
 
-    classes_per_experience: int = 2  # new classes in each experience; divides 10
+    classes_per_experience: int = 2  # new classes in each experience; divides 10 (less base_classes)
     protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
 
     def build(self, data: DataAccess) -> Benchmark:

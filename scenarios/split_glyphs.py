@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clsim.data.glyph_tables import train_and_test
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 
 
 @dataclass(kw_only=True)
-class SplitGlyphs(Scenario):
+class SplitGlyphs(ClassScenario):
     """Drawn 32x32 pictures of 100 classes, 10 shapes in 10 fills, ten new ones at a time; nothing to download."""
 
     train_per_class: int = 50  # training images of each class; any number
     test_per_class: int = 20  # test images of each class; any number
-    classes_per_experience: int = 10  # new classes in each experience; divides 100
+    classes_per_experience: int = 10  # new classes in each experience; divides 100 (less base_classes)
     protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
     domain: str = "real"  # clipart, infograph, painting, quickdraw, real or sketch
 

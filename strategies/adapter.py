@@ -2,16 +2,36 @@
 
 from dataclasses import dataclass
 
-from clsim.backbones.towers import Tower
+from torch import Tensor, nn
+
+from clsim.backbones.towers import Sites, Tower
 from clsim.families import TextTuner
-from clsim.parts.tuners import Adapters
+
+
+class Adapters(nn.Module, Sites):
+    """A bottleneck behind attention and one behind the MLP of every block: x + up(GELU(down(x))).
+
+    Houlsby et al. 2019, arXiv:1902.00751, section 2.1. Only `up` starts at zero: were `down` zero, too, no gradient
+    would ever reach either.
+    """
+
+    def __init__(self, depth: int, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Linear(width, bottleneck) for _ in range(2 * depth))
+        self.up = nn.ModuleList(nn.Linear(bottleneck, width) for _ in range(2 * depth))
+        for each in self.up:
+            nn.init.zeros_(each.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(each.bias)  # type: ignore[arg-type]
+
+    def branch(self, block: int, name: str, x: Tensor, out: Tensor) -> Tensor:
+        i = 2 * block + (name == "mlp")
+        return out + self.up[i](nn.functional.gelu(self.down[i](out))).to(out.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass(kw_only=True)
 class Adapter(TextTuner):
     """Adapters: a bottleneck behind the attention and the MLP of every block. Houlsby et al. 2019, arXiv:1902.00751."""
 
-    lr: float = 1e-3  # learning rate
     bottleneck: int = 16  # features of the bottleneck
 
     def __post_init__(self) -> None:

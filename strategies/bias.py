@@ -14,8 +14,6 @@ class Bias(TextTuner):
     Cai et al. 2020 call the same "bias" (arXiv:2007.11622).
     """
 
-    lr: float = 1e-3  # learning rate
-
     def tune(self, tower: Tower) -> Sites:
         free_biases(tower)
         return PLAIN

@@ -7,37 +7,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clsim import Backbone, Outputs, StreamInfo
+from clsim.backbones.clip import TextTower
 from clsim.data.batches import Batch
 from clsim.families import TextPrompts
-from clsim.parts.text import TEMPLATE, Begun, TextHead, class_features
+from clsim.parts.text import TEMPLATE, TextHead, TrainingStarted, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 
 class ConditionalClassifier(nn.Module):
     """Image features from the bank against class names in a context that each image shifts.
 
-    Against names in the plain template until training begins.
+    Against names in the plain template until training starts.
     """
 
-    def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoCoOp") -> None:
+    def __init__(self, text: TextTower, class_names: tuple[str, ...], how: "CoCoOp") -> None:
         super().__init__()
         self.prompted = PromptedText(text, Wording.of(text, class_names, how.context_length))
         self.context = new_context(text, how.context_length, how.init)
         hidden = max(1, text.out_dim // how.reduction)
         self.meta_net = nn.Sequential(nn.Linear(text.out_dim, hidden), nn.ReLU(), nn.Linear(hidden, text.width))
         self.scale = text.logit_scale
-        self.begun = Begun()
+        self.started = TrainingStarted()
         self.plain = TextHead(class_features(text, class_names, (TEMPLATE,)), text.logit_scale)
 
-    def forward(self, batch: Batch) -> Tensor:
-        if not self.begun():
-            return self.plain(batch.features)
-        images = normalize(batch.features.float(), dim=1)
+    def forward(self, batch: Batch) -> Outputs:
+        features = batch.known_features
+        return Outputs(self.scores(features) if self.started() else self.plain(features), features)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(B,E) image features -> (B,K) logits in the learned context."""
+        images = normalize(features.float(), dim=1)
         with torch.autocast(images.device.type, enabled=False):
             shift = self.meta_net(images)  # eq. 4 of the paper: the same for every vector
         classes = self.prompted(self.context + shift[:, None])  # (B,K,E)
         with torch.autocast(images.device.type, enabled=False):
-            return self.scale * (normalize(classes.float(), dim=2) @ images[..., None])[..., 0]
+            cosines: Tensor = (normalize(classes.float(), dim=2) @ images[..., None])[..., 0]
+            logits: Tensor = self.scale * cosines
+            return logits
 
 
 @dataclass(kw_only=True)
@@ -51,8 +58,8 @@ class CoCoOp(TextPrompts):
     context_length: int = 4  # learned vectors
     init: str = "a photo of a"  # words to start from, as many tokens as vectors; empty: random
     reduction: int = 16  # how much narrower the Meta-Net's hidden layer is than a feature
-    epochs: int = 10  # passes over each experience
-    batch_size: int = 1  # images of the stream in a step
+    epochs: int = 10
+    batch_size: int = 1
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"batch_of_32": {"batch_size": 32, "lr": 1e-2}}
 
@@ -60,5 +67,5 @@ class CoCoOp(TextPrompts):
         super().__post_init__()
         self.at_least(1, "context_length", "reduction")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        return ConditionalClassifier(backbone.text, info.class_names, self)
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        return ConditionalClassifier(backbone.text_tower, info.class_names, self)

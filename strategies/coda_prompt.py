@@ -2,23 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clsim import State, Strategy
+from clsim import Backbone, Outputs, Step, StreamInfo
+from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
+from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
 from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth
 from clsim.parts.tuners import key_width
+from clsim.strategy import Schedule
 
 
 class CodaPrompted(nn.Module):
     """A frozen tower whose first blocks take a prompt composed for each image."""
 
-    def __init__(self, tower: nn.Module, info: Any, how: "CodaPrompt") -> None:
+    def __init__(self, tower: Tower, info: StreamInfo, how: "CodaPrompt") -> None:
         super().__init__()
         blocks = blocks_of(tower, how.blocks, 5)
         check_depth(tower, blocks, f"blocks={blocks}")
@@ -31,8 +33,9 @@ class CodaPrompted(nn.Module):
         self.prompts = PerExperience(orthonormal(*groups, math.prod(shape)).unflatten(-1, shape))
         self.head = LinearHead(tower.out_dim, info.num_classes)
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(self.tower(batch.images, Prefixes(self.compose(batch.features))))
+    def forward(self, batch: Batch) -> Outputs:
+        features = self.tower(batch.known_images, Prefixes(self.compose(batch.known_features)))
+        return Outputs(self.head(features), features)
 
     def compose(self, queries: Tensor) -> dict[int, Tensor]:
         """(B,E) queries -> block -> (B,L,D) prompt: the sum of components, each times its weight for this image."""
@@ -50,8 +53,10 @@ class CodaPrompted(nn.Module):
 
     def begun(self, owned: PerExperience) -> Tensor:
         """(blocks,M,...) what the experiences begun so far own; before the first one, the first one's."""
-        begun = self.progress.begun.nonzero()[:, 0] if self.progress.begun.any() else self.progress.index[None]
-        return owned(self.progress.current)[begun].transpose(0, 1).flatten(1, 2)
+        progress = self.progress
+        every: Tensor = owned(progress.current)
+        begun: Tensor = torch.stack([every[i] for i in progress.begun or (progress.current,)], dim=1)
+        return begun.flatten(1, 2)
 
     def penalty(self) -> Tensor:
         """How far components, keys and attention vectors are from orthonormal, summed over blocks."""
@@ -61,7 +66,8 @@ class CodaPrompted(nn.Module):
 
 def off_orthonormal(rows: Tensor) -> Tensor:
     """(M,E) -> the mean square of B B' - I, as in the paper's code."""
-    return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()
+    distance: Tensor = rows @ rows.T - torch.eye(len(rows), device=rows.device)
+    return distance.square().mean()
 
 
 def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
@@ -72,11 +78,12 @@ def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
         torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
         for _ in range(blocks)
     ]
-    return torch.stack(each, dim=1).unflatten(0, (tasks, components)).transpose(1, 2).contiguous()
+    rows: Tensor = torch.stack(each, dim=1).unflatten(0, (tasks, components))
+    return rows.transpose(1, 2).contiguous()
 
 
 @dataclass(kw_only=True)
-class CodaPrompt(Strategy):
+class CodaPrompt(PromptPools):
     """CODA-Prompt: prompts composed for each image of weighted components. Smith et al. 2023, arXiv:2211.13218.
 
     Each experience brings components, keys and attention vectors of its own; those of the others get no gradient. The
@@ -87,8 +94,7 @@ class CodaPrompt(Strategy):
     prompt_length: int = 8  # tokens of a component: half keys, half values
     blocks: int | None = None  # first blocks, which take a prompt; none: five twelfths of the tower's
     ortho: float = 0.1  # weight of the penalty that holds components, keys and attention vectors orthonormal
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
-    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
+    schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,14 +103,8 @@ class CodaPrompt(Strategy):
             raise ValueError(f"prompt_length must be even and at least 2, not {self.prompt_length}")
         self.at_least(0, "ortho")
 
-    def reads(self) -> set[str]:
-        return {"images", "features"}
-
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return CodaPrompted(backbone.image, info, self)
 
-    def before_training_exp(self, s: State) -> None:
-        s.learner.progress.begin(s.experience.index)
-
-    def loss(self, s: State) -> Tensor:
-        return super().loss(s) + self.ortho * s.learner.penalty()
+    def loss(self, s: Step) -> Tensor:
+        return super().loss(s) + self.ortho * s.learner_as(CodaPrompted).penalty()

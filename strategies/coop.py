@@ -5,30 +5,35 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from clsim import Backbone, StreamInfo
+from clsim.backbones.clip import TextTower
 from clsim.families import TextPrompts
-from clsim.parts.text import TEMPLATE, Begun, class_features
+from clsim.parts.text import TEMPLATE, TrainingStarted, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 from clsim.parts.tuned import BankFeatures, TextClassifier
 
 
 class ContextClasses(nn.Module):
-    """Class names in a learned context; in the plain template until training begins."""
+    """Class names in a learned context; in the plain template until training starts."""
 
     plain: Tensor
 
-    def __init__(self, text: Any, class_names: tuple[str, ...], how: "CoOp") -> None:
+    def __init__(self, text: TextTower, class_names: tuple[str, ...], how: "CoOp") -> None:
         super().__init__()
         self.prompted = PromptedText(text, Wording.of(text, class_names, how.context_length, how.class_position))
         copies = (len(class_names),) if how.class_specific else ()
         self.context = new_context(text, how.context_length, how.init, copies)
         self.class_specific = how.class_specific
-        self.begun = Begun()
+        self.started = TrainingStarted()
         self.register_buffer("plain", class_features(text, class_names, (TEMPLATE,)), persistent=False)
 
     def forward(self) -> Tensor:
-        if not self.begun():
+        if not self.started():
             return self.plain
-        return self.prompted.each(self.context) if self.class_specific else self.prompted(self.context[None])[0]
+        if self.class_specific:
+            return self.prompted.each(self.context)
+        shared: Tensor = self.prompted(self.context[None])[0]
+        return shared
 
 
 @dataclass(kw_only=True)
@@ -43,7 +48,7 @@ class CoOp(TextPrompts):
     class_position: Literal["end", "middle", "front"] = "end"  # of the class name among them
     class_specific: bool = False  # vectors of each class's own
     init: str = ""  # words to start from, as many tokens as vectors, e.g. "a photo of a"; empty: random
-    epochs: int = 50  # passes over each experience
+    epochs: int = 50
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "words": {"context_length": 4, "init": "a photo of a"},
@@ -54,6 +59,6 @@ class CoOp(TextPrompts):
         super().__post_init__()
         self.at_least(1, "context_length")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        texts = ContextClasses(backbone.text, info.class_names, self)
-        return TextClassifier(BankFeatures(), texts, backbone.text.logit_scale)
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        text = backbone.text_tower
+        return TextClassifier(BankFeatures(), ContextClasses(text, info.class_names, self), text.logit_scale)

@@ -7,27 +7,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clsim import State
+from clsim import Backbone, Outputs, Step, StreamInfo
+from clsim.backbones.clip import TextTower
 from clsim.data.batches import Batch
 from clsim.families import TextPrompts
-from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
+from clsim.parts.text import TEMPLATE, Kept, TrainingStarted, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 SOURCE, TARGET = 0, 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class DaplOutputs(Outputs):
+    """Logits against the prompts of both domains, in training."""
+
+    on_source: Tensor  # (B,2K) of the batch, source block first
+    on_target: Tensor | None = None  # (B',2K) of its target images; None without
+    pseudo: Tensor | None = None  # (B',K) zero-shot logits of those
+
+
 class DomainPrompts(nn.Module):
     """Image features from the bank against each class twice: as the source has it, and as the target.
 
-    Against names in the plain template until training begins.
+    Against names in the plain template until training starts.
     """
 
     plain: Tensor
 
-    def __init__(self, text: Any, info: Any, how: "Dapl") -> None:
+    def __init__(self, text: TextTower, info: StreamInfo, how: "Dapl") -> None:
         super().__init__()
-        adapts = info.protocol in ("pair", "targets")
-        self.block = TARGET if adapts else SOURCE  # a stream without a target is learned, and predicted, as a source
+        self.block = (
+            TARGET if info.has_target else SOURCE
+        )  # a stream without a target is learned, and predicted, as a source
         domains = info.domain_names[:2] if len(info.domain_names) == 2 else ("photo", "photo")
         length = how.context_length + how.domain_length
         self.prompted = nn.ModuleList(
@@ -38,41 +49,31 @@ class DomainPrompts(nn.Module):
         self.domain_context = new_context(text, how.domain_length, copies=(2,))
         self.class_specific = how.class_specific
         self.scale = text.logit_scale
-        self.begun = Begun()
+        self.started = TrainingStarted()
+        self.kept = Kept()
         self.register_buffer("plain", class_features(text, info.class_names, (TEMPLATE,)), persistent=False)
-        self.kept: dict[int, Tensor] = {}  # class features of each block, while nothing can move them
-        self.on_source: Tensor | None = None  # (B,2K) logits of the training batch, source block first
-        self.on_target: Tensor | None = None  # (B',2K) of its target images; None without
-        self.pseudo: Tensor | None = None  # (B',K) zero-shot logits of those
-
-    def train(self, mode: bool = True) -> "DomainPrompts":
-        """Between training and evaluation the vectors may have moved."""
-        self.kept = {}
-        return super().train(mode)
 
     def classes(self, block: int) -> Tensor:
         """(K,E) features of the classes in one domain's words."""
-        if block in self.kept and not torch.is_grad_enabled():
-            return self.kept[block]
         domain = self.domain_context[block].expand(len(self.context), -1, -1)
         context, prompted = torch.cat([self.context, domain], dim=1), self.prompted[block]
-        found = prompted.each(context) if self.class_specific else prompted(context)[0]
-        if not self.training and not torch.is_grad_enabled():
-            self.kept[block] = found
+        assert isinstance(prompted, PromptedText)
+        found: Tensor = prompted.each(context) if self.class_specific else prompted(context)[0]
         return found
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Outputs:
+        features = batch.known_features
         if not self.training:
-            classes = self.classes(self.block) if self.begun() else self.plain
-            return cosine_logits(batch.features, classes, self.scale)
-        self.begun()
+            classes = self.kept(self, lambda: self.classes(self.block)) if self.started() else self.plain
+            return Outputs(cosine_logits(features, classes, self.scale), features)
         both = torch.cat([self.classes(SOURCE), self.classes(TARGET)])
-        self.on_source = cosine_logits(batch.features, both, self.scale)
-        self.on_target = self.pseudo = None
-        if batch.target is not None:
-            self.on_target = cosine_logits(batch.target.features, both, self.scale)
-            self.pseudo = cosine_logits(batch.target.features, self.plain, self.scale)
-        return self.on_source.chunk(2, dim=1)[SOURCE]
+        on_source = cosine_logits(features, both, self.scale)
+        logits = on_source.chunk(2, dim=1)[SOURCE]
+        if batch.target is None:
+            return DaplOutputs(logits, features, on_source=on_source)
+        images = batch.target.known_features
+        on_target, pseudo = (cosine_logits(images, classes, self.scale) for classes in (both, self.plain))
+        return DaplOutputs(logits, features, on_source=on_source, on_target=on_target, pseudo=pseudo)
 
 
 @dataclass(kw_only=True)
@@ -91,8 +92,8 @@ class Dapl(TextPrompts):
         "both"  # a softmax over both domains' prompts (paper), or one's (release)
     )
     epochs: int = 25  # passes over the source
-    lr: float = 3e-3  # learning rate
-    warmup_epochs: int = 0  # first epochs of an experience, at warmup_lr
+    lr: float = 3e-3
+    warmup_epochs: int = 0
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "release": {"domain_contrast": "none"}}
 
@@ -102,19 +103,19 @@ class Dapl(TextPrompts):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        return DomainPrompts(backbone.text, info, self)
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        return DomainPrompts(backbone.text_tower, info, self)
 
-    def loss(self, s: State) -> Tensor:
-        learner = s.learner
-        loss = self._block_loss(learner.on_source, s.batch.labels, SOURCE).mean()
-        if learner.on_target is None:
+    def loss(self, s: Step) -> Tensor:
+        outputs = s.outputs_as(DaplOutputs)
+        loss = self._block_loss(outputs.on_source, s.batch.known_labels, SOURCE).mean()
+        if outputs.on_target is None or outputs.pseudo is None:
             return loss
-        sure, labels = learner.pseudo.softmax(dim=1).max(dim=1)
+        sure, labels = outputs.pseudo.softmax(dim=1).max(dim=1)
         kept = sure >= self.threshold
-        s.log("pseudo_labels_kept", kept.float().mean().item())
+        s.log("pseudo_labels_kept", kept.float().mean())
         # zero, and not the mean of nothing, where no image is kept
-        losses = self._block_loss(learner.on_target, labels, TARGET)
+        losses = self._block_loss(outputs.on_target, labels, TARGET)
         return loss + (losses * kept).sum() / kept.sum().clamp(min=1)
 
     def _block_loss(self, logits: Tensor, labels: Tensor, block: int) -> Tensor:

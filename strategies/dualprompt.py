@@ -1,22 +1,23 @@
 """DualPrompt (Wang et al. 2022, arXiv:2204.04799)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clsim import State, Strategy
+from clsim import Backbone, Step, StreamInfo
+from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
+from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth, cosines
+from clsim.parts.prompts import PerExperience, PoolOutputs, Prefixes, Progress, blocks_of, check_depth, cosines
 from clsim.parts.tuners import key_width
 
 
 class DualPrompted(nn.Module):
     """A frozen tower with a general prompt in its first blocks and, in those that follow, the expert's of one task."""
 
-    def __init__(self, tower: nn.Module, info: Any, how: "DualPrompt") -> None:
+    def __init__(self, tower: Tower, info: StreamInfo, how: "DualPrompt") -> None:
         super().__init__()
         general, expert = blocks_of(tower, how.general_blocks, 2), blocks_of(tower, how.expert_blocks, 3)
         check_depth(tower, general + expert, f"general_blocks={general} and expert_blocks={expert}")
@@ -27,25 +28,26 @@ class DualPrompted(nn.Module):
         self.experts = PerExperience(torch.empty(count, expert, how.expert_length, width).uniform_(0, 0.01))
         self.keys = PerExperience(torch.empty(count, tower.out_dim).uniform_(0, 0.01))
         self.head = LinearHead(tower.out_dim, info.num_classes)
-        self.match: Tensor | None = None  # (B,) cosine of the expert's key, in the last forward pass
 
-    def forward(self, batch: Batch) -> Tensor:
-        similarity = cosines(batch.features, self.keys(self.progress.current))
-        told = self.progress.told(batch)
-        chosen = self.nearest(similarity) if told is None else told
-        self.match = similarity.gather(1, chosen[:, None])[:, 0]
+    def forward(self, batch: Batch) -> PoolOutputs:
+        similarity = cosines(batch.known_features, self.keys(self.progress.current))
+        known = self.progress.known_task(batch)
+        chosen = self.nearest(similarity) if known is None else known
+        match = similarity.gather(1, chosen[:, None])[:, 0]
         experts = self.experts(self.progress.current)[chosen]
         prompts = {i: prompt[None] for i, prompt in enumerate(self.general)}
         prompts |= {len(prompts) + i: experts[:, i] for i in range(experts.shape[1])}
-        return self.head(self.tower(batch.images, Prefixes(prompts)))
+        features = self.tower(batch.known_images, Prefixes(prompts))
+        detected = self.progress.detected(batch, chosen)
+        return PoolOutputs(self.head(features), features, detected, chosen=chosen, match=match)
 
     def nearest(self, similarity: Tensor) -> Tensor:
         """(B,T) cosines to the keys -> (B,) experts, of those that have learned."""
-        return similarity.masked_fill(~self.progress.begun, -torch.inf).argmax(dim=1)
+        return similarity.masked_fill(~self.progress.mask, -torch.inf).argmax(dim=1)
 
 
 @dataclass(kw_only=True)
-class DualPrompt(Strategy):
+class DualPrompt(PromptPools):
     """DualPrompt: general and expert prompts as prefixes to keys and values. Wang et al. 2022, arXiv:2204.04799.
 
     In training, and where the protocol reveals the task, a task has its own expert; its key is pulled to the features
@@ -58,9 +60,8 @@ class DualPrompt(Strategy):
     general_length: int = 6  # tokens of the general prompt in a block: half keys, half values
     expert_length: int = 20  # tokens of an expert's prompt in a block: half keys, half values
     pull: float = 1.0  # weight of the loss that pulls a task's key to its queries
-    lr_base: float = 0.03  # learning rate at a batch of 256 images; it scales with the batch. 0: take lr as it is
-    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
-    clip_grad: float = 1.0  # largest norm of the gradient; 0: no bound
+    lr_base: float = 0.03
+    clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,22 +69,11 @@ class DualPrompt(Strategy):
         for name in ("general_length", "expert_length"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even and at least 2, not {getattr(self, name)}")
-        self.at_least(0, "lr_base")
 
-    def reads(self) -> set[str]:
-        return {"images", "features"}
-
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return DualPrompted(backbone.image, info, self)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.lr_base * self.batch_size / 256 if self.lr_base > 0 else self.lr
-
-    def before_training_exp(self, s: State) -> None:
-        s.learner.progress.begin(s.experience.index)
-
-    def loss(self, s: State) -> Tensor:
+    def loss(self, s: Step) -> Tensor:
         # section 4.3; the key stands for the task, and replayed images are of others
         stream = len(s.batch) - s.batch.replayed
-        return super().loss(s) - self.pull * s.learner.match[:stream].mean()
+        return super().loss(s) - self.pull * s.outputs_as(PoolOutputs).match[:stream].mean()

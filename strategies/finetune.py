@@ -1,11 +1,10 @@
 """Sequential fine-tuning of every weight: the baseline that forgets."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from clsim import Strategy
+from clsim import Backbone, Strategy, StreamInfo
 from clsim.backbones.towers import PLAIN
 from clsim.parts.heads import LinearHead
 from clsim.parts.tuned import Headed, TunedImage
@@ -15,8 +14,8 @@ from clsim.parts.tuned import Headed, TunedImage
 class Finetune(Strategy):
     """Fine-tuning: cross-entropy on each experience in turn, all weights."""
 
-    lr: float = 3e-4  # learning rate
+    lr: float = 3e-4
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         tower = backbone.image.requires_grad_()
         return Headed(TunedImage(tower, PLAIN), LinearHead(tower.out_dim, info.num_classes))

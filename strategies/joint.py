@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from clsim.data.streams import merged
+from clsim.data.streams import Experience, merged
 from clsim.strategies.finetune import Finetune
 
 
@@ -12,5 +11,5 @@ from clsim.strategies.finetune import Finetune
 class Joint(Finetune):
     """Joint training: fine-tuning on all experiences at once; nothing can be forgotten."""
 
-    def experiences(self, stream: Sequence[Any]) -> Sequence[Any]:
+    def experiences(self, stream: Sequence[Experience]) -> Sequence[Experience]:
         return [merged(stream)]

@@ -1,71 +1,91 @@
 """Learning to Prompt (Wang et al. 2022, arXiv:2112.08654)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clsim import State, Strategy
+from clsim import Backbone, State, Step, StreamInfo
+from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
+from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import PromptPool, majority, nearest
+from clsim.parts.prompts import PoolOutputs, cosines, majority, votes
+
+
+class PromptPool(nn.Module):
+    """M prompts of L tokens, each with a key. Section 4 of the paper."""
+
+    def __init__(self, size: int, length: int, width: int, low: float, high: float) -> None:
+        """Keys and prompts start uniform in [low, high]."""
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(size, width).uniform_(low, high))
+        self.prompts = nn.Parameter(torch.empty(size, length, width).uniform_(low, high))
+
+    def similarity(self, query: Tensor) -> Tensor:
+        """(B,D) queries -> (B,M) cosines to the keys."""
+        return cosines(query, self.keys)
+
+    def take(self, chosen: Tensor) -> Tensor:
+        """(B,N) prompt ids -> (B, N*L, D) tokens."""
+        return self.prompts[chosen].flatten(1, 2)
 
 
 class PromptedTower(nn.Module):
-    """A frozen tower that reads an image behind the prompts that the image chose; the head reads the prompts."""
+    """A frozen tower that reads an image after the prompts selected for it; the head reads the prompts' outputs."""
 
-    def __init__(self, tower: nn.Module, num_classes: int, how: "L2P") -> None:
+    used_before: Tensor
+    used: Tensor
+
+    def __init__(self, tower: Tower, num_classes: int, how: "L2P") -> None:
         super().__init__()
         low, high = (-1.0, 1.0) if how.init == "unit" else (0.0, 0.01)
         self.tower = tower
         self.how = how
         self.pool = PromptPool(how.pool_size, how.prompt_length, tower.width, low, high)
         self.head = LinearHead(tower.width, num_classes)
-        # usage in the experiences before this one, and in this one
+        # how often training steps selected each prompt: in the experiences before this one, and in this one
         self.register_buffer("used_before", torch.zeros(how.pool_size, dtype=torch.int64))
         self.register_buffer("used", torch.zeros(how.pool_size, dtype=torch.int64))
-        self.match: Tensor | None = None  # (B,N) cosines of the chosen keys, in the last forward pass
 
-    def forward(self, batch: Batch) -> Tensor:
-        chosen = self.choose(self.query(batch))
+    def forward(self, batch: Batch) -> PoolOutputs:
+        similarity = self.pool.similarity(self.query(batch))
+        chosen = self.choose(similarity)
         prompts = self.pool.take(chosen)
         if self.how.order == "cls_prompts_patches":
             prompts = prompts + self.tower.first_position
-        tokens = self.tower.embed(batch.images)
+        tokens = self.tower.embed(batch.known_images)
         # attention does not know the order of its tokens: where the prompts stand is for us to choose
         tokens = torch.cat([prompts.to(tokens.dtype), tokens], dim=1)
         outputs = self.tower.encode(tokens, read=slice(0, prompts.shape[1]))
-        return self.head(outputs.float().mean(dim=1))
+        features = outputs.float().mean(dim=1)
+        return PoolOutputs(self.head(features), features, chosen=chosen, match=similarity.gather(1, chosen))
 
     def query(self, batch: Batch) -> Tensor:
         """(B,D) pooled features of the frozen tower without prompts."""
         if self.how.query == "clean" or not self.training:
-            return batch.features
+            return batch.known_features
         with torch.no_grad():
-            return self.tower(batch.images).float()
+            features: Tensor = self.tower(batch.known_images)
+            return features.float()
 
-    def choose(self, query: Tensor) -> Tensor:
-        """(B,D) queries -> (B,N) prompt ids; keeps the cosines of the chosen keys for the loss."""
-        with torch.autocast(query.device.type, enabled=False):
-            similarity = self.pool.similarity(query)
+    def choose(self, similarity: Tensor) -> Tensor:
+        """(B,M) cosines to the keys -> (B,N) prompt ids."""
         ranking = similarity.detach()
         if self.training and self.how.diversity:
             # section 4.1: distance times usage in earlier experiences; one is added to each count, so that the
             # first experience is not decided by ties, nor the others by prompts never used
             frequency = (self.used_before + 1) / (self.used_before + 1).sum()
             ranking = -(1 - ranking) * frequency
-        chosen = nearest(ranking, self.how.top_k)
+        chosen = ranking.topk(self.how.top_k, dim=1).indices
         if (self.how.selection_train if self.training else self.how.selection_test) == "batch":
             chosen = majority(chosen, self.how.pool_size)
-        if self.training:
-            self.used += chosen.flatten().bincount(minlength=self.how.pool_size)
-        self.match = similarity.gather(1, chosen)
         return chosen
 
 
 @dataclass(kw_only=True)
-class L2P(Strategy):
+class L2P(PromptPools):
     """Learning to Prompt: a pool of prompts, chosen by the image. Wang et al. 2022, arXiv:2112.08654.
 
     The default is the paper's setting with the query taken from the clean image. Published code takes it from the
@@ -77,18 +97,16 @@ class L2P(Strategy):
     prompt_length: int = 5  # tokens of a prompt
     top_k: int = 5  # prompts chosen for an image
     pull: float = 0.5  # weight of the loss that pulls chosen keys to their queries
-    lr_base: float = 0.06  # learning rate at a batch of 256 images; it scales with the batch. 0: take lr as it is
-    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
+    lr_base: float = 0.06
     query: Literal["clean", "augmented"] = "clean"  # the image that chooses in training
-    selection_train: Literal["image", "batch"] = "image"  # who chooses in training: each image, or a vote of the batch
-    selection_test: Literal["image", "batch"] = "image"  # the same in evaluation; batch lets test images see each other
+    selection_train: Literal["image", "batch"] = "image"  # prompt selection in training: per image, or by vote
+    selection_test: Literal["image", "batch"] = "image"  # in evaluation; batch lets test images see each other
     diversity: bool = False  # penalise prompts by their use in earlier experiences
     init: Literal["unit", "small"] = "unit"  # keys and prompts start in U(-1, 1), or in U(0, 0.01)
     order: Literal["prompts_cls_patches", "cls_prompts_patches"] = (
         "prompts_cls_patches"  # the second gives prompts the class token's position
     )
-    normalise: bool = True  # pixels as the tower was trained on; no: in [0, 1], as in published code
-    clip_grad: float = 1.0  # largest norm of the gradient; 0: no bound
+    clip_grad: float = 1.0
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "clsim": {},
@@ -109,30 +127,24 @@ class L2P(Strategy):
         self.at_least(1, "pool_size", "prompt_length", "top_k")
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be chosen from a pool of pool_size={self.pool_size}")
-        self.at_least(0, "lr_base")
 
-    def reads(self) -> set[str]:
-        return {"images", "features"}
-
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        if not self.normalise:
-            backbone.image.pixels = replace(backbone.image.pixels, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return PromptedTower(backbone.image, info.num_classes, self)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.lr_base * self.batch_size / 256 if self.lr_base > 0 else self.lr
-
-    def loss(self, s: State) -> Tensor:
+    def loss(self, s: Step) -> Tensor:
         # eq. 5 of the paper, with cosine similarity for its distance: only chosen keys move, and only by this term
-        return super().loss(s) - self.pull * s.learner.match.sum(dim=1).mean()
+        return super().loss(s) - self.pull * s.outputs_as(PoolOutputs).match.sum(dim=1).mean()
+
+    def after_forward(self, s: Step) -> None:
+        s.learner_as(PromptedTower).used += votes(s.outputs_as(PoolOutputs).chosen, self.pool_size)
 
     def caveats(self) -> list[str]:
         if self.selection_test == "batch":
-            return ["selection_test=batch: a test image's prediction depends on the images beside it"]
+            return ["selection_test=batch: a test image's prediction depends on the images in its batch"]
         return []
 
     def after_training_exp(self, s: State) -> None:
-        s.log("prompt_usage", s.learner.used.tolist())
-        s.learner.used_before += s.learner.used
-        s.learner.used.zero_()
+        learner = s.learner_as(PromptedTower)
+        s.log("prompt_usage", learner.used.tolist())
+        learner.used_before += learner.used
+        learner.used.zero_()

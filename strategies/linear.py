@@ -1,11 +1,10 @@
 """A linear head on the frozen tower."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from clsim import Strategy
+from clsim import Backbone, Strategy, StreamInfo
 from clsim.parts.heads import LinearHead
 from clsim.parts.tuned import BankFeatures, Headed
 
@@ -14,10 +13,10 @@ from clsim.parts.tuned import BankFeatures, Headed
 class Linear(Strategy):
     """Linear probing: a head on the frozen tower's features, each experience in turn."""
 
-    lr: float = 3e-3  # learning rate
+    lr: float = 3e-3
 
     def reads(self) -> set[str]:
         return {"features"}
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return Headed(BankFeatures(), LinearHead(backbone.image.out_dim, info.num_classes))

@@ -1,21 +1,35 @@
 """MCC: minimum class confusion (Jin et al. 2020, arXiv:1912.03699)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from clsim import State
+from clsim import Backbone, Step, StreamInfo
 from clsim.families import Adaptation
-from clsim.parts.adaptation import Adapting, class_confusion
+from clsim.parts.adaptation import Adapting, AdaptingOutputs
+
+
+def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
+
+    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
+    over the classes of what lies off its diagonal is the loss.
+    """
+    predicted = (logits / temperature).softmax(dim=1)
+    entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
+    weights = 1 + (-entropy).exp()
+    weights = (weights / weights.mean()).detach()
+    confusion = (predicted * weights[:, None]).T @ predicted
+    confusion = confusion / confusion.sum(dim=1, keepdim=True)
+    return (confusion.sum() - confusion.trace()) / len(confusion)
 
 
 @dataclass(kw_only=True)
 class Mcc(Adaptation):
-    """MCC: predictions on the target that confuse no two classes. Jin et al. 2020, arXiv:1912.03699.
+    """MCC: minimises confusion between classes in the target predictions. Jin et al. 2020, arXiv:1912.03699.
 
-    On features from the bank, behind a bottleneck that learns; the usual code fine-tunes the backbone, which `tune=all`
-    does, too. On a stream without a target it learns from the labelled images alone.
+    It learns on features from the bank, through a trained bottleneck; the usual code fine-tunes the backbone, and so
+    does `tune=all`. On a stream without a target it learns from the labelled images alone.
     """
 
     temperature: float = 2.5  # of the predictions
@@ -25,8 +39,8 @@ class Mcc(Adaptation):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return Adapting(backbone, info, self.tune, self.bottleneck)
 
-    def adapt(self, s: State) -> Tensor:
-        return self.trade_off * class_confusion(s.learner.on_target, self.temperature)
+    def adapt(self, s: Step, outputs: AdaptingOutputs, target: Tensor, on_target: Tensor) -> Tensor:
+        return self.trade_off * class_confusion(on_target, self.temperature)

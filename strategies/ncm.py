@@ -1,11 +1,10 @@
 """Nearest class mean: SimpleCIL (Zhou et al. 2023, arXiv:2303.07338)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from clsim import State, Strategy
+from clsim import Backbone, Outputs, State, Strategy, StreamInfo
 from clsim.data.batches import Batch
 from clsim.parts.heads import PrototypeHead
 
@@ -17,12 +16,9 @@ class NearestMean(nn.Module):
         super().__init__()
         self.head = PrototypeHead(width, num_classes)
 
-    def represent(self, batch: Batch) -> Tensor:
-        """A batch -> (B,D) features, what the head reads."""
-        return batch.features
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(batch.features)
+    def forward(self, batch: Batch) -> Outputs:
+        features = batch.known_features
+        return Outputs(self.head(features), features)
 
 
 @dataclass(kw_only=True)
@@ -32,9 +28,10 @@ class Ncm(Strategy):
     def reads(self) -> set[str]:
         return {"features"}
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return NearestMean(backbone.image.out_dim, info.num_classes)
 
     def fit(self, s: State) -> None:
+        head = s.learner_as(NearestMean).head
         for batch in s.clean_batches():
-            s.learner.head.add(batch.features, batch.labels)
+            head.add(batch.known_features, batch.known_labels)

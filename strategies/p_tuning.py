@@ -1,14 +1,44 @@
 """P-Tuning (Liu et al. 2021, arXiv:2103.10385)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from clsim import Backbone, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.families import TextTuner
 from clsim.parts.tuned import TextsInContext
-from clsim.parts.tuners import EncodedTokens, Prompts
+from clsim.parts.tuners import Prompts, Tokens
+
+
+class EncodedTokens(nn.Module):
+    """(1, P, D) tokens that a small network makes of learned embeddings, so that they do not move alone.
+
+    P-Tuning, Liu et al. 2021, arXiv:2103.10385, section 3: a bidirectional LSTM of two layers and a two-layer network,
+    or the network alone.
+    """
+
+    def __init__(self, count: int, width: int, hidden: int, recurrent: bool) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.randn(count, width))
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True) if recurrent else None
+        inner = 2 * hidden if recurrent else width
+        self.mlp = nn.Sequential(nn.Linear(inner, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
+
+    def forward(self) -> Tensor:
+        """The tokens."""
+        with torch.autocast(self.embeddings.device.type, enabled=False):  # a few vectors: nothing to save
+            found = self.embeddings[None]
+            return self.mlp(found if self.lstm is None else self.lstm(found)[0])  # type: ignore[no-any-return]
+
+    def folded(self) -> Tokens:
+        """The tokens alone, which is all that inference needs."""
+        tokens = self()
+        plain = Tokens(1, len(tokens[0]), tokens.shape[2], bound=0.0)
+        plain.tokens.data.copy_(tokens.detach())
+        return plain
 
 
 @dataclass(kw_only=True)
@@ -18,7 +48,6 @@ class PTuning(TextTuner):
     On the text tower they stand before the class names, as in CoOp.
     """
 
-    lr: float = 1e-3  # learning rate
     prompt_length: int = 10  # tokens
     hidden: int = 96  # features of the network's hidden layers
     encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional LSTM and two-layer network, or the latter alone
@@ -30,8 +59,10 @@ class PTuning(TextTuner):
     def tune(self, tower: Tower) -> Prompts:
         return Prompts(self._words(tower))
 
-    def texts(self, backbone: Any, info: Any) -> nn.Module:
-        return TextsInContext(backbone.text, info.class_names, self._words(backbone.text), self.prompt_length)
+    def texts(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        return TextsInContext(
+            backbone.text_tower, info.class_names, self._words(backbone.text_tower), self.prompt_length
+        )
 
     def _words(self, tower: Tower) -> EncodedTokens:
         return EncodedTokens(self.prompt_length, tower.width, self.hidden, self.encoder == "lstm")

@@ -11,7 +11,7 @@ from clsim.parts.tuners import Pairs, Prefix, key_width
 class PTuningV2(TextTuner):
     """P-Tuning v2: extra keys and values in every block, learned as they are. Liu et al. 2022, arXiv:2110.07602."""
 
-    lr: float = 5e-3  # learning rate
+    lr: float = 5e-3
     prefix_length: int = 10  # keys and values in each block
 
     def __post_init__(self) -> None:

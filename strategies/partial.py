@@ -3,15 +3,26 @@
 from dataclasses import dataclass
 
 from clsim.backbones.towers import PLAIN, Sites, Tower
+from clsim.errors import RequestError
 from clsim.families import Tuner
-from clsim.parts.tuners import free_last
+from clsim.parts.tuners import require_blocks
+
+
+def free_last(tower: Tower, blocks: int) -> None:
+    """Let the last blocks and the norm behind them learn. Raises RequestError if there are not as many."""
+    require_blocks(tower)
+    if blocks > tower.depth:
+        raise RequestError(f"blocks={blocks} is more than the {tower.depth} that the tower has")
+    for layer in tower.layers[-blocks:]:
+        layer.block.requires_grad_()
+    tower.last_norm.requires_grad_()
 
 
 @dataclass(kw_only=True)
 class Partial(Tuner):
     """Partial-k: the last blocks learn, and the norm behind them. Yosinski et al. 2014, arXiv:1411.1792."""
 
-    lr: float = 3e-4  # learning rate
+    lr: float = 3e-4
     blocks: int = 1  # how many, from the end
 
     def __post_init__(self) -> None:

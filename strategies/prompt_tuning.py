@@ -1,11 +1,11 @@
 """Prompt tuning (Lester et al. 2021, arXiv:2104.08691)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from clsim import Backbone, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.families import TextTuner
 from clsim.parts.tuned import TextsInContext
@@ -20,7 +20,7 @@ class PromptTuning(TextTuner):
     CoOp, and start as words of the vocabulary, drawn at random: two of the paper's three ways.
     """
 
-    lr: float = 5e-3  # learning rate
+    lr: float = 5e-3
     prompt_length: int = 10  # tokens
 
     def __post_init__(self) -> None:
@@ -30,9 +30,10 @@ class PromptTuning(TextTuner):
     def tune(self, tower: Tower) -> Prompts:
         return Prompts(Tokens(1, self.prompt_length, tower.width, 0.5))
 
-    def texts(self, backbone: Any, info: Any) -> nn.Module:
-        words = Tokens(1, self.prompt_length, backbone.text.width, 0.0)
-        vocabulary = backbone.text.token_embedding.weight
+    def texts(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        text = backbone.text_tower
+        words = Tokens(1, self.prompt_length, text.width, 0.0)
+        vocabulary = text.token_embedding.weight
         drawn = torch.randint(len(vocabulary), (self.prompt_length,))
         words.tokens.data.copy_(vocabulary[drawn])
-        return TextsInContext(backbone.text, info.class_names, words, self.prompt_length)
+        return TextsInContext(text, info.class_names, words, self.prompt_length)

@@ -1,17 +1,20 @@
 """S-Prompts (Wang et al. 2022, arXiv:2207.12819)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clsim import State, Strategy, rng
+from clsim import Backbone, ExperienceInfo, Outputs, State, StreamInfo, rng
+from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
+from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import Behind, PerExperience, Progress, centres
+from clsim.parts.prompts import AppendedTokens, PerExperience, Progress
 from clsim.parts.tuners import require_blocks
+from clsim.strategy import Optimizer, Schedule
 
 
 class SPrompted(nn.Module):
@@ -21,7 +24,7 @@ class SPrompted(nn.Module):
     learned: Tensor
     owner: Tensor
 
-    def __init__(self, tower: nn.Module, info: Any, how: "SPrompts") -> None:
+    def __init__(self, tower: Tower, info: StreamInfo, how: "SPrompts") -> None:
         super().__init__()
         require_blocks(tower)
         count, bound = info.num_experiences, tower.width**-0.5
@@ -34,14 +37,15 @@ class SPrompted(nn.Module):
         self.register_buffer("learned", torch.zeros(count, info.num_classes, dtype=torch.bool))
         self.register_buffer("owner", torch.zeros(info.num_classes, dtype=torch.int64))
 
-    def forward(self, batch: Batch) -> Tensor:
-        told = self.progress.told(batch)
-        chosen = self.nearest(batch.features) if told is None else told
+    def forward(self, batch: Batch) -> Outputs:
+        known = self.progress.known_task(batch)
+        chosen = self.nearest(batch.known_features) if known is None else known
         prompts = self.prompts(self.progress.current)[chosen]
-        features = self.tower(batch.images, Behind(prompts))
+        features = self.tower(batch.known_images, AppendedTokens(prompts))
         if self.training:
-            return self.heads[self.progress.current](features)
-        return self.answer(torch.stack([head(features) for head in self.heads], dim=1), chosen)
+            return Outputs(self.heads[self.progress.current](features), features)
+        scores = torch.stack([head(features) for head in self.heads], dim=1)
+        return Outputs(self.answer(scores, chosen), features, self.progress.detected(batch, chosen))
 
     def nearest(self, features: Tensor) -> Tensor:
         """(B,E) features -> (B,) experiences, those of the nearest centres."""
@@ -53,7 +57,7 @@ class SPrompted(nn.Module):
     def answer(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """(B,T,K) logits of all heads -> (B,K): the chosen head's of the classes that it learned.
 
-        The other classes stand below these, by the head that learned each last, for whoever asks for them alone.
+        Other classes are ranked below, by the head that learned them last, so that restricted evaluations still work.
         """
         own, known = scores.take_along_dim(chosen[:, None, None], dim=1)[:, 0], self.learned[chosen]
         others = scores.take_along_dim(self.owner[None, None], dim=1)[:, 0]
@@ -62,7 +66,6 @@ class SPrompted(nn.Module):
 
     def begin(self, index: int, classes: tuple[int, ...]) -> None:
         """Go on to the experience `index` with its classes."""
-        self.progress.begin(index)
         self.learned[index, list(classes)] = True
         self.owner[list(classes)] = index
 
@@ -72,8 +75,20 @@ class SPrompted(nn.Module):
         self.centres[self.progress.current, : len(found)] = found
 
 
+def centres(features: Tensor, count: int, seed: int) -> Tensor:
+    """(N,D) -> (count,D) k-means centres in float32; fewer where there are fewer distinct features."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    rows = features.double().cpu().numpy()
+    groups = min(count, len(np.unique(rows, axis=0)))
+    with threadpool_limits(limits=1):  # threads add their sums in any order, and a resumed run must find the same
+        found = KMeans(groups, n_init=1, random_state=seed % 2**32).fit(rows)
+    return torch.from_numpy(found.cluster_centers_).float().to(features.device)
+
+
 @dataclass(kw_only=True)
-class SPrompts(Strategy):
+class SPrompts(PromptPools):
     """S-Prompts: a set of prompts and a head for each experience, chosen by nearest centre. Wang et al. 2022,
     arXiv:2207.12819.
 
@@ -84,25 +99,23 @@ class SPrompts(Strategy):
 
     prompt_length: int = 10  # tokens of a set of prompts
     centres: int = 5  # of the features of an experience
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"  # made anew for each experience
-    lr: float = 0.01  # learning rate
-    schedule: Literal["constant", "cosine", "cosine_epochs"] = "cosine"  # of lr in an experience: by step or epoch
-    weight_decay: float = 2e-4  # of every trained parameter
-    mask: Literal["current", "seen", "all"] = "current"  # classes that the training loss tells apart
+    optimizer: Optimizer = "sgd"
+    lr: float = 0.01
+    schedule: Schedule = "cosine"
+    weight_decay: float = 2e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "prompt_length", "centres")
 
-    def reads(self) -> set[str]:
-        return {"images", "features"}
-
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return SPrompted(backbone.image, info, self)
 
-    def before_training_exp(self, s: State) -> None:
-        s.learner.begin(s.experience.index, s.experience.classes)
+    def begin(self, learner: nn.Module, experience: ExperienceInfo) -> None:
+        super().begin(learner, experience)
+        assert isinstance(learner, SPrompted)
+        learner.begin(experience.index, experience.classes)
 
     def after_training_exp(self, s: State) -> None:
-        features = torch.cat([batch.features for batch in s.clean_batches()])
-        s.learner.close(features, rng.derive(s.seed, "centres", s.experience.index))
+        features = torch.cat([batch.known_features for batch in s.clean_batches()])
+        s.learner_as(SPrompted).close(features, rng.derive(s.seed, "centres", s.experience.index))

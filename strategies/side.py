@@ -1,14 +1,66 @@
 """Side-tuning (Zhang et al. 2019, arXiv:1912.13503)."""
 
+import itertools
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from clsim import State, Strategy
+from clsim import Backbone, ExperienceInfo, Strategy, StreamInfo
+from clsim.backbones.towers import Tower
+from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
-from clsim.parts.side import SideTuned
 from clsim.parts.tuned import Headed
+
+
+class SideNetwork(nn.Module):
+    """Four convolutions, each at half the size of the one before, and a mean: (B,3,H,W) -> (B,D)."""
+
+    def __init__(self, channels: int, out_dim: int) -> None:
+        super().__init__()
+        widths = [3, channels, 2 * channels, 4 * channels, 4 * channels]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            # norms of groups of channels: a batch's would let its images see each other
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Linear(widths[-1], out_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) images -> (B,D) features."""
+        features: Tensor = self.out(self.layers(images).mean(dim=(2, 3)))
+        return features
+
+
+class SideTuned(nn.Module):
+    """s(a) base + (1 - s(a)) side, with s the logistic function and a = 0 at first.
+
+    Zhang et al. 2019, arXiv:1912.13503, section 3. With several networks, each with a weight of its own, one is of
+    each task; those of other tasks ask for no gradient at all, or an optimizer with momentum would keep moving them.
+    """
+
+    def __init__(self, tower: Tower, channels: int, networks: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.sides = nn.ModuleList(SideNetwork(channels, tower.out_dim) for _ in range(networks))
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(networks))
+        self.current = 0  # the network that learns, or did last
+
+    def turn_to(self, task: int) -> None:
+        """Let the network of this task learn, and no other."""
+        self.current = task
+        for i, (side, weight) in enumerate(zip(self.sides, self.weights, strict=True)):
+            side.requires_grad_(i == task)
+            weight.requires_grad_(i == task)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A batch -> (B,D) features, by the network of the batch's task; by the current one where it has none."""
+        task = min(self.current if batch.task is None else batch.task, len(self.sides) - 1)
+        with torch.no_grad():
+            base = self.tower(batch.known_images).float()
+        share = self.weights[task].sigmoid()
+        mixed: Tensor = share * base + (1 - share) * self.sides[task](batch.known_images).float()
+        return mixed
 
 
 @dataclass(kw_only=True)
@@ -18,17 +70,17 @@ class Side(Strategy):
     One network for the whole stream; one of each experience's own in the task protocol, where it is told at test.
     """
 
-    lr: float = 1e-3  # learning rate
     channels: int = 32  # of the side network's first convolution
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "channels")
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        networks = info.num_experiences if info.protocol == "task" else 1
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        networks = info.num_experiences if info.tells_task else 1
         side = SideTuned(backbone.image, self.channels, networks)
         return Headed(side, LinearHead(backbone.image.out_dim, info.num_classes))
 
-    def before_training_exp(self, s: State) -> None:
-        s.learner.images.turn_to(s.experience.task_label or 0)
+    def begin(self, learner: nn.Module, experience: ExperienceInfo) -> None:
+        assert isinstance(learner, Headed) and isinstance(learner.images, SideTuned)
+        learner.images.turn_to(experience.task_label or 0)

@@ -1,11 +1,11 @@
 """Learning from the source alone."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from clsim import Strategy
+from clsim import Backbone, Strategy, StreamInfo
 from clsim.parts.adaptation import features_of, reads
 from clsim.parts.heads import LinearHead
 from clsim.parts.tuned import Headed
@@ -21,5 +21,5 @@ class SourceOnly(Strategy):
     def reads(self) -> set[str]:
         return reads(self.tune)
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return Headed(features_of(backbone, self.tune), LinearHead(backbone.image.out_dim, info.num_classes))

@@ -2,10 +2,58 @@
 
 from dataclasses import dataclass
 
-from clsim.backbones.towers import Tower
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from clsim.backbones.towers import Sites, Tower
 from clsim.errors import RequestError
 from clsim.families import Tuner
-from clsim.parts.tuners import LiteResiduals, free_biases
+from clsim.parts.tuners import free_biases
+
+
+class LiteResidual(nn.Module):
+    """TinyTL's branch on a map at half its size: group convolution, norm, ReLU, 1x1 convolution, norm of gain 0.
+
+    Cai et al. 2020, arXiv:2007.11622, section 3.2. Norms are of groups of channels: a batch's would let its images see
+    each other.
+    """
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False),
+            nn.GroupNorm(1, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.GroupNorm(1, width),
+        )
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,D,h,w) -> (B,D,h,w)."""
+        half = adaptive_avg_pool2d(x, (max(1, x.shape[2] // 2), max(1, x.shape[3] // 2)))
+        return interpolate(self.layers(half), x.shape[2:], mode="nearest")
+
+
+class LiteResiduals(nn.Module, Sites):
+    """A lite residual beside every block but the last, on the grid of patches; made for convolutional networks.
+
+    The last block has none: of its tokens only the class token is read, which is not on the grid.
+    """
+
+    def __init__(self, tower: Tower, groups: int) -> None:
+        super().__init__()
+        self.grid = tower.grid
+        self.lite = nn.ModuleList(LiteResidual(tower.width, groups) for _ in range(tower.depth - 1))
+
+    def branch(self, block: int, name: str, x: Tensor, out: Tensor) -> Tensor:
+        if name != "attention" or block == len(self.lite):
+            return out
+        cells = self.grid[0] * self.grid[1]
+        patches = x[:, -cells:].transpose(1, 2).unflatten(2, self.grid)
+        added = self.lite[block](patches).flatten(2).transpose(1, 2).to(out.dtype)
+        return torch.cat([out[:, :-cells], out[:, -cells:] + added], dim=1)
 
 
 @dataclass(kw_only=True)
@@ -15,7 +63,6 @@ class TinyTl(Tuner):
     Made for convolutional networks: here the branches run on the grid of patches, beside every block but the last.
     """
 
-    lr: float = 1e-3  # learning rate
     groups: int = 8  # of the branches' convolution; divides the features of a token
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from clsim.parts.tuners import Prompts, Tokens, visual_bound
 class VptDeep(Tuner):
     """VPT-deep: learned tokens beside the image's own, in every block anew. Jia et al. 2022, arXiv:2203.12119."""
 
-    lr: float = 5e-3  # learning rate
+    lr: float = 5e-3
     prompt_length: int = 10  # tokens in each block
 
     def __post_init__(self) -> None:

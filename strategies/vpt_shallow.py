@@ -11,7 +11,7 @@ from clsim.parts.tuners import Prompts, Tokens, visual_bound
 class VptShallow(Tuner):
     """VPT-shallow: learned tokens beside the image's own, from the first block. Jia et al. 2022, arXiv:2203.12119."""
 
-    lr: float = 5e-3  # learning rate
+    lr: float = 5e-3
     prompt_length: int = 10  # tokens
 
     def __post_init__(self) -> None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from clsim import State, Strategy
+from clsim import Backbone, Outputs, State, Strategy, StreamInfo
 from clsim.data.batches import Batch
 from clsim.parts.text import TextHead, class_features
 
@@ -17,8 +17,9 @@ class FrozenClip(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(batch.features)
+    def forward(self, batch: Batch) -> Outputs:
+        features = batch.known_features
+        return Outputs(self.head(features), features)
 
 
 @dataclass(kw_only=True)
@@ -56,9 +57,10 @@ class ZeroShot(Strategy):
     def reads(self) -> set[str]:
         return {"features"}
 
-    def build(self, backbone: Any, info: Any) -> nn.Module:
-        classes = class_features(backbone.text, info.class_names, self.templates)
-        return FrozenClip(TextHead(classes, backbone.text.logit_scale))
+    def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
+        text = backbone.text_tower
+        classes = class_features(text, info.class_names, self.templates)
+        return FrozenClip(TextHead(classes, text.logit_scale))
 
     def fit(self, s: State) -> None:
         """Nothing is learned."""

@@ -105,3 +105,40 @@ def test_local_weights_of_an_open_clip_model_load(tmp_path):
     tag = open_clip.list_pretrained_tags_by_model("ViT-B-32")[0]
     with pytest.raises(RequestError, match="do not fit"):
         load_backbone(f"clip:ViT-B-32/{tag}", file)
+
+
+@pytest.fixture
+def stored_clip(tmp_path, monkeypatch):
+    """A small open_clip model whose only tag is "here", and whose weights, random, are in a file."""
+    torch.manual_seed(3)
+    file = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), file)
+    create = load_clip.create_model
+
+    def from_file(name, pretrained, **options):
+        return create(name, pretrained=pretrained and str(file), **options)
+
+    monkeypatch.setattr(load_clip, "list_pretrained_tags_by_model", lambda name: ["here"])
+    monkeypatch.setattr(load_clip, "get_pretrained_cfg", lambda name, tag: {"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    monkeypatch.setattr(load_clip, "create_model", from_file)
+    return file
+
+
+@pytest.mark.parametrize("local", [True, False])
+@torch.no_grad()
+def test_a_tower_of_another_image_size_is_open_clips_model_of_that_size(stored_clip, local):
+    backbone = load_backbone("clip:ViT-S-32-alt/here", stored_clip if local else None, 96)
+    assert (backbone.image.pixels.size, backbone.image.grid) == (96, (3, 3))
+    clip = open_clip.create_model("ViT-S-32-alt", pretrained=str(stored_clip), force_image_size=96).eval()
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(backbone.image(images), clip.encode_image(images), rtol=0, atol=1e-5)
+    ids = open_clip.get_tokenizer("ViT-S-32-alt")(TEXTS)
+    torch.testing.assert_close(backbone.text(TEXTS), clip.encode_text(ids), rtol=0, atol=1e-5)
+
+
+def test_open_clips_towers_that_cannot_have_that_size_are_named(stored_clip):
+    with pytest.raises(RequestError, match="patches of 32x32 pixels, which do not divide --image-size 100; 96 and 128"):
+        load_backbone("clip:ViT-S-32-alt/here", None, 100)
+    for name in ("clip:RN50/here", "clip:convnext_base/here"):
+        with pytest.raises(RequestError, match=f"{name} takes images of one size only: its image tower is not"):
+            load_backbone(name, None, 96)

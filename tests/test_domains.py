@@ -90,6 +90,35 @@ def test_shots_in_streams_of_domains_and_classes(tables):
         domain_benchmark(Pacs(sources=("art",)), *tables)
 
 
+@pytest.mark.parametrize(("field", "value"), [("base_classes", 1), ("order", "pilot1993")])
+@pytest.mark.parametrize(
+    ("kind", "protocol"), [(Pacs, "domain"), (OfficeHome, "pair"), (GlyphPair, "targets"), (DigitDomains, "domain")]
+)
+def test_class_orders_are_refused_where_no_new_classes_arrive(kind, protocol, field, value):
+    with pytest.raises(RequestError, match=f"{field} is for streams .* protocol={protocol} has none"):
+        kind(protocol=protocol, **{field: value})
+
+
+def test_a_stream_of_classes_takes_base_classes(tables):
+    scenario = OfficeHome(protocol="class", base_classes=1, order_seed=3)
+    benchmark = domain_benchmark(scenario, *tables, classes_per_experience=1)
+    assert [e.classes for e in benchmark.train_stream] == [(1,), (0,)], "default_rng(3).permutation(2)"
+    whole = OfficeHome(protocol="class", base_classes=2)
+    assert [e.classes for e in domain_benchmark(whole, *tables, classes_per_experience=1).test_stream] == [(0, 1)]
+
+
+def test_a_fixed_class_order_leaves_order_seed_to_the_shots(tables):
+    drawn = []
+    for order_seed in (0, 3):  # seed 3 alone would put class 1 first
+        scenario = OfficeHome(protocol="class", order="pilot1993", order_seed=order_seed, shots=2)
+        benchmark = domain_benchmark(scenario, *tables, classes_per_experience=1)
+        assert [e.classes for e in benchmark.train_stream] == [(0,), (1,)], "RandomState(1993).permutation(2)"
+        drawn.append([e.rows.tolist() for e in benchmark.train_stream])
+    assert drawn[0] != drawn[1]
+    with pytest.raises(RequestError, match="order_seed=1 does not change"):
+        OfficeHome(protocol="class", order="pilot1993", order_seed=1)
+
+
 def test_shots_beyond_a_class_take_all_of_it(tables):
     rows = np.arange(10)
     assert few_shot(tables[0], rows, 7, 0).tolist() == rows.tolist()
@@ -184,6 +213,8 @@ def test_domainnet_has_splits_of_its_own(tmp_path, write_parquet):
     assert [len(e.rows) for e in benchmark.test_stream] == [345, 345]
     classes = DomainNet(protocol="class").build(access(tmp_path))
     assert [len(e.classes) for e in classes.train_stream] == [69] * 5
+    uneven = DomainNet(protocol="class", base_classes=145, classes_per_experience=100).build(access(tmp_path))
+    assert [len(e.classes) for e in uneven.train_stream] == [145, 100, 100]
 
 
 def test_digit_domains_bring_three_sets_to_one_size(tmp_path, write_parquet):

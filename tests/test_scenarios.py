@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from clsim import config, runner
+from clsim import config, plugins, runner
+from clsim.data.protocols import BaseToNew
 from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
 from clsim.scenarios.five_datasets import SETS, FiveDatasets
 from clsim.scenarios.folder import Folder
 from clsim.scenarios.split_cifar100 import SplitCifar100
 from clsim.scenarios.split_digits import SplitDigits
+from clsim.scenarios.split_glyphs import SplitGlyphs
 from clsim.scenarios.transfer import TABLES, Transfer
 
 SIZES = {
@@ -65,6 +67,40 @@ def test_split_digits_fields(cache_dir):
         SplitDigits(classes_per_experience=3).build(access(None, cache_dir))
 
 
+def test_split_digits_in_a_base_of_six_and_pilots_order(cache_dir):
+    benchmark = SplitDigits(base_classes=6, order="pilot1993").build(access(None, cache_dir))
+    # RandomState(1993).permutation(10) is 4 2 7 6 0 3 5 8 9 1
+    assert [e.classes for e in benchmark.train_stream] == [(0, 2, 3, 4, 6, 7), (5, 8), (1, 9)]
+    assert [e.classes for e in benchmark.test_stream] == [e.classes for e in benchmark.train_stream]
+    assert every_row_once(benchmark.train_stream) and every_row_once(benchmark.test_stream)
+    with pytest.raises(RequestError, match=r"divide the 5 classes that base_classes=5 leaves evenly; one of 1, 5 does"):
+        SplitDigits(base_classes=5).build(access(None, cache_dir))
+
+
+def test_split_glyphs_in_a_base_of_fifty(cache_dir):
+    scenario = SplitGlyphs(base_classes=50, train_per_class=1, test_per_class=1)
+    benchmark = scenario.build(access(None, cache_dir))
+    assert [len(e.rows) for e in benchmark.train_stream] == [50, 10, 10, 10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "name", ["split_digits", "split_cifar100", "split_glyphs", "folder", "domainnet", "office_home"]
+)
+def test_scenarios_that_bring_new_classes_list_base_classes_and_order(name):
+    described = {field.name: field for field in plugins.describe("scenarios", name).fields}
+    assert (described["base_classes"].default, described["order"].default) == ("None", "'random'")
+    assert "PILOT" in described["order"].meaning
+
+
+def test_a_run_with_uneven_groups_weighs_images_by_experience(tmp_path):
+    options = {"scenario": "split_digits", "strategy": "ncm", "backbone": "vit_nano", "out": tmp_path}
+    fields = {"scenario.base_classes": "6", "scenario.classes_per_experience": "2", "scenario.test_per_class": "5"}
+    (run,) = runner.run_all(config.plan(options, fields, None), quiet=True)
+    assert run.matrix["total"] == [30, 10, 10]
+    correct = run.matrix["correct"][-1]
+    assert run.metrics["sample_accuracy"] == pytest.approx(sum(correct) / 50)
+
+
 def test_split_digits_is_the_same_every_time(cache_dir):
     first, again = (SplitDigits().build(access(None, cache_dir)) for _ in range(2))
     assert first.train_table.fingerprint == again.train_table.fingerprint
@@ -82,6 +118,10 @@ def test_split_cifar100_reads_fine_labels(tmp_path, write_parquet):
     assert [len(experience.rows) for experience in benchmark.test_stream] == [10] * 10
     assert benchmark.info.class_names == tuple(names)
     assert benchmark.flip
+    published = SplitCifar100(base_classes=50, order="pilot1993").build(access(tmp_path, tmp_path / "cache"))
+    assert [len(experience.classes) for experience in published.train_stream] == [50, 10, 10, 10, 10, 10]
+    ten = SplitCifar100(order="pilot1993").build(access(tmp_path, tmp_path / "cache")).train_stream[0]
+    assert ten.classes == (8, 23, 56, 65, 68, 74, 76, 78, 84, 90)
 
 
 @pytest.mark.data
@@ -171,6 +211,11 @@ def test_folder_with_splits(tmp_path, encode):
     assert [experience.task_label for experience in task.train_stream] == [0, 1, 2, 3]
     with pytest.raises(RequestError, match=r"classes_per_experience=10 does not divide 4 classes .* 1, 2, 4 does"):
         Folder().build(data)
+    uneven = Folder(base_classes=3, classes_per_experience=1, protocol="task", order_seed=-1).build(data)
+    assert [experience.classes for experience in uneven.train_stream] == [(0, 1, 2), (3,)]
+    for field in ({"base_classes": 2}, {"order": "pilot1993"}):
+        with pytest.raises(RequestError, match=f"{next(iter(field))} is for streams .* protocol=domain has none"):
+            Folder(protocol="domain", **field)
 
 
 def test_folder_without_splits_is_cut_by_the_files_paths(tmp_path, encode):
@@ -341,7 +386,8 @@ def test_transfer_base_to_new(cache_dir):
     (learned,), (base, new) = benchmark.train_stream, benchmark.test_stream
     assert learned.classes == base.classes == (0, 1, 2, 3, 4) and new.classes == (5, 6, 7, 8, 9)
     assert set(learned.labels) == set(base.labels) == set(base.classes) and set(new.labels) == set(new.classes)
-    assert len(base.rows) + len(new.rows) == len(base.table) and benchmark.tests_new_classes
+    assert len(base.rows) + len(new.rows) == len(base.table)
+    assert isinstance(benchmark.rules, BaseToNew) and not set(learned.classes) & set(new.classes)
     assert scenario.variant() == "digits-base-to-new"
     with pytest.raises(RequestError, match="split=tune is for train=N"):
         Transfer(split="tune", shots=4)

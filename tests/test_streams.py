@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clsim.data.streams import (
+    ClassScenario,
     DataAccess,
     Scenario,
     class_incremental,
@@ -42,6 +43,13 @@ def test_class_order_has_a_seed_of_its_own():
         class_order(10, -2)
 
 
+def test_pilots_class_order_is_that_of_numpys_legacy_generator():
+    order = class_order(100, 0, "pilot1993").tolist()
+    assert order[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76], "as PILOT, iCaRL and DER print it for CIFAR-100"
+    assert sorted(order) == list(range(100))
+    assert class_order(10, 0, "pilot1993").tolist() == [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
+
+
 def test_class_order_leaves_global_random_states_alone():
     np.random.seed(5)
     torch.manual_seed(5)
@@ -49,6 +57,7 @@ def test_class_order_leaves_global_random_states_alone():
     np.random.seed(5)
     torch.manual_seed(5)
     class_order(100, 0)
+    class_order(100, 0, "pilot1993")
     assert (np.random.rand(), torch.rand(1)) == expected
 
 
@@ -95,6 +104,77 @@ def test_the_task_label_is_there_in_the_task_protocol(make_table):
 def test_classes_that_do_not_divide(make_table, count):
     with pytest.raises(RequestError, match=f"classes_per_experience={count} does not divide 6 .* one of 1, 2, 3, 6"):
         class_incremental(Scenario(), make_table(), make_table(), count)
+
+
+def test_the_first_of_a_hundred_classes_come_in_a_base_of_fifty(make_table):
+    train, test = make_table(100, 2, size=4), make_table(100, 1, size=4)
+    scenario = ClassScenario(base_classes=50, order="pilot1993")
+    benchmark = class_incremental(scenario, train, test, 10)
+    for stream, per_class in ((benchmark.train_stream, 2), (benchmark.test_stream, 1)):
+        assert [len(e.classes) for e in stream] == [50, 10, 10, 10, 10, 10]
+        assert [len(e.rows) for e in stream] == [per_class * len(e.classes) for e in stream]
+        assert sorted(c for e in stream for c in e.classes) == list(range(100)), "each class in one experience"
+    assert benchmark.train_stream[0].classes == tuple(sorted(class_order(100, 0, "pilot1993")[:50].tolist()))
+    assert benchmark.info.num_experiences == 6
+
+
+@pytest.mark.parametrize(
+    ("base", "count", "expected"),
+    [
+        (None, 3, [(0, 1, 2), (3, 4, 5)]),
+        (4, 2, [(0, 1, 2, 3), (4, 5)]),
+        (4, 1, [(0, 1, 2, 3), (4,), (5,)]),
+        (1, 5, [(0,), (1, 2, 3, 4, 5)]),
+        (2, 2, [(0, 1), (2, 3), (4, 5)]),
+        (6, 2, [(0, 1, 2, 3, 4, 5)]),
+    ],
+)
+def test_base_classes_come_first_and_the_others_evenly(make_table, base, count, expected):
+    scenario = ClassScenario(base_classes=base, order_seed=-1)
+    assert [e.classes for e in class_incremental(scenario, make_table(), make_table(), count).train_stream] == expected
+
+
+def test_base_classes_are_the_first_of_the_same_order(make_table):
+    order = class_order(6, 7).tolist()
+    benchmark = class_incremental(ClassScenario(base_classes=4, order_seed=7), make_table(), make_table(), 1)
+    assert [e.classes for e in benchmark.test_stream] == [tuple(sorted(order[:4])), (order[4],), (order[5],)]
+    without = class_incremental(ClassScenario(order_seed=7), make_table(), make_table(), 2)
+    plain = class_incremental(Scenario(order_seed=7), make_table(), make_table(), 2)
+    assert [e.classes for e in without.train_stream] == [e.classes for e in plain.train_stream]
+
+
+@pytest.mark.parametrize(
+    ("base", "count", "words"),
+    [
+        (4, 4, "classes_per_experience=4 does not divide the 2 classes that base_classes=4 leaves .* one of 1, 2 does"),
+        (0, 2, "base_classes is 1 to 6, the number of classes, not 0"),
+        (7, 2, "base_classes is 1 to 6, the number of classes, not 7"),
+        (-1, 2, "not -1"),
+        (2, 0, "classes_per_experience=0 does not divide"),
+        (2, 5, "classes_per_experience=5 does not divide the 4 classes .* one of 1, 2, 4 does"),
+    ],
+)
+def test_base_classes_that_do_not_fit(make_table, base, count, words):
+    with pytest.raises(RequestError, match=words):
+        class_incremental(ClassScenario(base_classes=base), make_table(), make_table(), count)
+
+
+@pytest.mark.parametrize("field", ["base_classes", "order"])
+def test_fields_of_a_class_order_are_refused_where_it_is_not_used(make_table, field):
+    scenario = ClassScenario(**{field: {"base_classes": 2, "order": "pilot1993"}[field]})
+    table = with_domains(make_table(), ["photo", "sketch"])
+    with pytest.raises(RequestError, match=f"{field} is for streams in which new classes arrive; protocol=domain"):
+        domain_incremental(scenario, table, table)
+    with pytest.raises(RequestError, match=f"{field} .*; the classes of this stream's experiences are given"):
+        class_incremental(scenario, make_table(2), make_table(2), 0, groups=[[1], [0]])
+
+
+def test_a_fixed_order_refuses_a_seed_that_would_not_change_it():
+    with pytest.raises(RequestError, match="order=pilot1993 is one fixed order, which order_seed=3 does not change"):
+        ClassScenario(order="pilot1993", order_seed=3)
+    with pytest.raises(RequestError, match="order_seed=-1 does not change"):
+        ClassScenario(order="pilot1993", order_seed=-1)
+    assert ClassScenario(order="pilot1993", order_seed=0).order == "pilot1993"
 
 
 def test_a_cut_down_stream_has_the_first_rows_of_each_class(make_table):

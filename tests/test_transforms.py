@@ -1,10 +1,24 @@
 """Batch transforms against torchvision's antialiased resize, and the promises made about augmentation."""
 
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from clsim.data.transforms import Augmentation, Pixels, augmented, axis_weights, evaluation, random_boxes, resample
+from clsim.data.transforms import (
+    Augmentation,
+    Pixels,
+    augmented,
+    axis_weights,
+    evaluation,
+    keys_cubic,
+    random_boxes,
+    resample,
+)
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves pixels in [0, 1]
 
@@ -31,18 +45,85 @@ def test_axis_weights_of_the_same_size_copy():
     torch.testing.assert_close(weights[0], torch.eye(5))
 
 
+def test_the_cubic_filter_by_hand():
+    # Keys's cubic with a = -0.5: 1.5 x^3 - 2.5 x^2 + 1 up to 1, then -0.5 x^3 + 2.5 x^2 - 4 x + 2 up to 2
+    found = keys_cubic(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.5625, 0.0, -0.0625, 0.0, 0.0]))
+
+
+def test_bicubic_axis_weights_by_hand():
+    # 2 pixels to 4: output 0 is centred at 0.25, the pixels at 0.5 and 1.5 are 0.25 and 1.25 away; the filter there is
+    # 111/128 and -9/128, the sum 102/128; outputs 2 and 3 mirror 1 and 0. Output 1 is at 0.75: 0.25 and 0.75 away,
+    # the filter 111/128 and 29/128, the sum 140/128
+    weights = axis_weights(torch.tensor([0.0]), torch.tensor([2.0]), 2, 4, "bicubic")
+    first, second = [111 / 102, -9 / 102], [111 / 140, 29 / 140]
+    torch.testing.assert_close(weights, torch.tensor([[first, second, second[::-1], first[::-1]]]))
+
+
 # sizes at which torchvision's resized image has whole numbers of pixels on both sides, and a whole margin
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("height", "width", "size", "shorter"),
     [(32, 32, 224, 256), (32, 32, 224, 224), (512, 512, 224, 256), (64, 96, 28, 32), (48, 48, 32, 32), (8, 8, 32, 32)],
 )
-def test_evaluation_is_torchvisions_resize_and_centre_crop(height, width, size, shorter):
+def test_evaluation_is_torchvisions_resize_and_centre_crop(height, width, size, shorter, interpolation):
     images = random_images(2, height, width)
-    expected = reference.resize(images.float() / 255, [shorter], antialias=True)
+    mode = reference.InterpolationMode(interpolation)
+    expected = reference.resize(images.float() / 255, [shorter], mode, antialias=True)
     expected = reference.center_crop(expected, [size, size])
-    found = evaluation(images, Pixels(size, crop=size / shorter, **RAW))
+    found = evaluation(images, Pixels(size, crop=size / shorter, interpolation=interpolation, **RAW))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def pils_bicubic(image, size):
+    """(H,W,3) uint8 -> (3,size,size) float32 in [0, 1], resized by PIL, which does not round its 32-bit mode."""
+    channels = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
+    resized = [np.asarray(channel.resize((size, size), Image.Resampling.BICUBIC)) for channel in channels]
+    return torch.from_numpy(np.stack(resized)) / 255
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 224), (224, 32), (33, 32)])
+def test_bicubic_is_pils(side, size):
+    images = random_images(1, side)
+    found = evaluation(images, Pixels(size, crop=1.0, interpolation="bicubic", **RAW))
+    expected = pils_bicubic(images[0].permute(1, 2, 0).numpy(), size)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.data
+def test_photographs_are_resized_as_pil_does(data_dir):
+    file = min((data_dir / "pacs").glob("train*.parquet"))
+    cell = next(pq.ParquetFile(file).iter_batches(1, columns=["image"]))["image"][0].as_py()
+    photograph = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+    side = min(photograph.shape[:2])
+    photograph = photograph[:side, :side].copy()
+    images = torch.from_numpy(photograph).permute(2, 0, 1)[None]
+    for size in (96, 288):
+        found = evaluation(images, Pixels(size, crop=1.0, interpolation="bicubic", **RAW))[0]
+        torch.testing.assert_close(found, pils_bicubic(photograph, size), rtol=0, atol=1e-4)
+
+
+def test_bicubic_differs_from_bilinear_but_for_images_of_the_towers_size():
+    images = random_images(2, 32)
+    smooth, sharp = (Pixels(32, crop=1.0, interpolation=name, **RAW) for name in ("bilinear", "bicubic"))
+    assert torch.equal(evaluation(images, smooth), evaluation(images, sharp))
+    half = box(8, 24, 8, 24).expand(2, 4)
+    assert not torch.allclose(resample(images, half, smooth), resample(images, half, sharp), atol=0.01)
+
+
+def test_augmentation_is_bicubic_where_the_pixels_are():
+    images, how = random_images(4, 32), Augmentation(crop_min=1.0, flip=False)
+    pixels = Pixels(64, crop=1.0, interpolation="bicubic", **RAW)
+    found = augmented(images, pixels, how, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, evaluation(images, pixels), rtol=0, atol=1e-4)
+
+
+def test_the_text_of_pixels_names_the_interpolation_only_where_it_is_not_bilinear():
+    # fingerprints of towers and of features are made from this text
+    plain = "Pixels(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
+    assert repr(Pixels(32, crop=1.0)) == repr(Pixels(32, crop=1.0, interpolation="bilinear")) == f"{plain})"
+    assert repr(Pixels(32, crop=1.0, interpolation="bicubic")) == f"{plain}, interpolation='bicubic')"
 
 
 def test_normalisation_by_hand():

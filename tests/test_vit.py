@@ -1,10 +1,14 @@
 """VisionTower against timm's own forward, forwards and backwards; what it refuses; what its fingerprint covers."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
 
+from clsim.backbones.load import load_backbone, resampled
 from clsim.backbones.towers import attend
 from clsim.backbones.vit import ConvStem, VisionTower, micro_vit, nano_vit, timm_layer
 from clsim.data.transforms import Pixels
@@ -168,3 +172,124 @@ def test_the_fingerprint_covers_weights_types_and_pixels():
     assert len(set(prints)) == 4
     assert tower().fingerprint() == prints[0]
     assert half.dtype == torch.bfloat16
+
+
+# image sizes
+
+
+@pytest.fixture
+def native(tmp_path, monkeypatch):
+    """Writes random weights of a shallow timm model at its own image size; timm then builds it with two blocks."""
+    create = partial(timm.create_model, depth=2)
+
+    def write(name):
+        torch.manual_seed(0)
+        model = create(name, num_classes=0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        file = tmp_path / f"{name}.safetensors"
+        save_file(model.state_dict(), file)
+
+        def from_file(name, pretrained=False, **options):
+            overlay = {"file": str(file)} if pretrained else None
+            return create(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+
+        monkeypatch.setattr(timm, "create_model", from_file)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("vit_tiny_patch16_224", 96, (6, 6)),
+        ("vit_tiny_patch16_224", 256, (16, 16)),
+        ("vit_small_patch14_dinov2", 56, (4, 4)),
+        ("vit_small_patch14_reg4_dinov2", 56, (4, 4)),
+    ],
+)
+@pytest.mark.parametrize("local", [True, False])
+def test_a_tower_of_another_image_size_is_timms_model_of_that_size(native, name, size, grid, local):
+    file = native(name)
+    reference = timm.create_model(name, pretrained=True, num_classes=0, img_size=size).eval()
+    tower = load_backbone(name, file if local else None, size).image
+    assert (tower.pixels.size, tower.grid) == (size, grid)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), reference(images), rtol=0, atol=1e-5)
+
+
+def test_the_native_size_and_none_are_the_same_tower(native):
+    file = native("vit_tiny_patch16_224")
+    towers = [load_backbone("vit_tiny_patch16_224", file, size).image for size in (None, 224, 96)]
+    prints = [tower.fingerprint() for tower in towers]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_resampling_keeps_prefix_tokens_and_the_mean_of_a_ramp():
+    # a 2x2 grid with the values 0 1 2 3 to 4x4, behind a class token and a register of 7 and 9
+    vit = small(reg_tokens=1)
+    stored = torch.tensor([7.0, 9.0, 0.0, 1.0, 2.0, 3.0]).view(1, 6, 1)
+    found = resampled({"pos_embed": stored, "norm.bias": torch.ones(1)}, vit)
+    assert found["norm.bias"].item() == 1
+    found = found["pos_embed"][0, :, 0]
+    assert found[:2].tolist() == [7.0, 9.0] and len(found) == 2 + 16
+    grid = found[2:].view(4, 4)
+    assert grid.mean().item() == pytest.approx(1.5, abs=1e-5)
+    torch.testing.assert_close(grid + grid.flip(0, 1), torch.full((4, 4), 3.0))
+    torch.testing.assert_close(grid[1:] - grid[:-1], (grid[1:, :1] - grid[:-1, :1]).expand(3, 4))
+
+
+def test_files_without_a_square_grid_are_left_to_the_check_of_shapes():
+    vit = small()
+    for stored in (torch.zeros(1, 1 + 15, 24), torch.zeros(1, 1, 24), torch.zeros(17, 24)):
+        assert resampled({"pos_embed": stored}, vit)["pos_embed"] is stored
+    assert resampled({}, vit) == {}
+
+
+def test_a_local_file_of_another_size_or_model_does_not_fit(native, tmp_path):
+    file = native("vit_tiny_patch16_224")
+    with pytest.raises(RequestError, match="has another shape for 'pos_embed'"):
+        load_backbone("vit_tiny_patch16_384", file)
+    assert load_backbone("vit_tiny_patch16_384", file, 384).image.grid == (24, 24)
+    with pytest.raises(RequestError, match="has another shape for"):
+        load_backbone("vit_small_patch16_224", file, 96)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (100, "patches of 16x16 pixels, which do not divide --image-size 100; 96 and 112 are possible"),
+        (8, "do not divide --image-size 8; 16 and 32 are possible"),
+        (0, "--image-size 0"),
+        (-16, "--image-size -16"),
+    ],
+)
+def test_sizes_that_patches_do_not_tile_are_refused_before_weights_are_asked_for(monkeypatch, size, words):
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        assert not pretrained, "nothing may be downloaded for a size that does not fit"
+        return create(name, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(RequestError, match=words):
+        load_backbone("vit_tiny_patch16_224.augreg_in21k", None, size)
+    with pytest.raises(RequestError, match="'resnet18' is a ResNet; image towers are timm VisionTransformers"):
+        load_backbone("resnet18", None, 96)
+
+
+@pytest.mark.parametrize("name", ["vit_micro", "vit_nano", "clip_micro", "clip_nano"])
+def test_bundled_backbones_have_one_size(name):
+    with pytest.raises(RequestError, match=f"{name} takes images of one size only; --image-size is for"):
+        load_backbone(name, image_size=64)
+
+
+def test_the_class_token_has_a_position_unless_the_model_gives_it_none():
+    model = small()
+    assert torch.equal(VisionTower(model, Pixels(16)).first_position, model.pos_embed[:, :1])
+    for without in (small(no_embed_class=True, reg_tokens=1), small(class_token=False, global_pool="avg")):
+        position = VisionTower(without, Pixels(16)).first_position
+        assert position.shape == (1, 1, 24) and not position.any()

@@ -26,7 +26,8 @@ def clip_layer(block: nn.Module) -> Layer:
     """An open_clip ResidualAttentionBlock as a Layer. Raises RequestError for other kinds of blocks."""
     if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
         raise RequestError(f"towers are made of open_clip's plain ResidualAttentionBlock, not {type(block).__name__}")
-    return Layer(block, block.attn.num_heads, OPEN_CLIP)  # type: ignore[union-attr, arg-type]
+    attention: Any = block.attn
+    return Layer(block, attention.num_heads, OPEN_CLIP)
 
 
 class ClipVisionTower(Tower):
@@ -45,8 +46,8 @@ class ClipVisionTower(Tower):
 
     @property
     def last_norm(self) -> nn.Module:
-        # behind the pooling where the model wants it so
-        return nn.Identity() if self.visual.final_ln_after_pool else self.visual.ln_post  # type: ignore[no-any-return]
+        norm: nn.Module = self.visual.ln_post
+        return nn.Identity() if self.visual.final_ln_after_pool else norm  # some models normalise after pooling
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -57,14 +58,16 @@ class ClipVisionTower(Tower):
     @property
     def first_position(self) -> Tensor:
         """(1,1,D) position embedding of the class token."""
-        return self.visual.positional_embedding[None, :1]  # type: ignore[no-any-return]
+        positions: Tensor = self.visual.positional_embedding
+        return positions[None, :1]
 
     def about(self) -> str:
         return repr(self.pixels)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: the class token, then patches."""
-        return self.visual._embeds(inputs.to(self.dtype))  # type: ignore[no-any-return]
+        tokens: Tensor = self.visual._embeds(inputs.to(self.dtype))
+        return tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B,N,D) encoded tokens -> (B,E) features."""
@@ -93,7 +96,8 @@ class OpaqueTower(Tower):
     @property
     def dtype(self) -> torch.dtype:
         """The weights' type."""
-        return next(self.visual.parameters()).dtype  # type: ignore[no-any-return]
+        weight: Tensor = next(self.visual.parameters())
+        return weight.dtype
 
     def about(self) -> str:
         return repr(self.pixels)
@@ -108,13 +112,14 @@ class OpaqueTower(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,S,S) normalised images -> (B,E) features."""
-        return self.visual(images.to(self.dtype))  # type: ignore[no-any-return]
+        features: Tensor = self.visual(images.to(self.dtype))
+        return features
 
 
 class TextTower(Tower):
     """CLIP's causal text transformer: token ids, or embeddings that a prompt made, to features.
 
-    Nothing behind the end-of-text token is ever read, so sequences are cut there: the features are those of the
+    Nothing after the end-of-text token is ever read, so sequences are cut there: the features are those of the
     full length, which open_clip computes.
     """
 
@@ -143,13 +148,14 @@ class TextTower(Tower):
 
     @property
     def last_norm(self) -> nn.Module:
-        return self.ln_final  # type: ignore[no-any-return]
+        norm: nn.Module = self.ln_final
+        return norm
 
     def about(self) -> str:
         return f"{self.pooling} {self.logit_scale}"
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> (K,N) ids, cut behind the longest text's end, and (K,) positions of each end-of-text token.
+        """Texts -> (K,N) ids, cut after the longest text's end, and (K,) positions of each end-of-text token.
 
         Raises RequestError for a text that does not fit into the context.
         """
@@ -165,7 +171,8 @@ class TextTower(Tower):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(K,N) token ids -> (K,N,D) embeddings, without positions."""
-        return self.token_embedding(inputs)  # type: ignore[no-any-return]
+        embeddings: Tensor = self.token_embedding(inputs)
+        return embeddings
 
     def features(self, embeddings: Tensor, ends: Tensor, sites: Sites = PLAIN, start: int = 0) -> Tensor:
         """(K,N,D) embeddings of tokens from position `start` on -> (K,E) features, read at (K,) `ends` of the N."""
@@ -175,9 +182,9 @@ class TextTower(Tower):
         pooled = self.encode(x, ends, sites, mask)[:, 0]
         if self.projection is None:
             return pooled
-        if isinstance(self.projection, nn.Linear):
-            return self.projection(pooled)  # type: ignore[no-any-return]
-        return pooled @ self.projection  # type: ignore[no-any-return]
+        linear = isinstance(self.projection, nn.Linear)
+        projected: Tensor = self.projection(pooled) if linear else pooled @ self.projection
+        return projected
 
     def forward(self, texts: Sequence[str], sites: Sites = PLAIN) -> Tensor:
         """K texts -> (K,E) features, not normalised."""

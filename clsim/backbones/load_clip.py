@@ -2,19 +2,28 @@
 
 import gzip
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CLIP, create_model, get_pretrained_cfg, get_tokenizer, list_models, list_pretrained_tags_by_model
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip import (
+    CLIP,
+    create_model,
+    get_model_config,
+    get_pretrained_cfg,
+    get_tokenizer,
+    list_models,
+    list_pretrained_tags_by_model,
+)
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 
 from clsim.backbones.clip import ClipVisionTower, OpaqueTower, TextTower
-from clsim.backbones.stored import WEIGHTS, load_into, no_weights, read_weights
+from clsim.backbones.stored import WEIGHTS, load_into, no_weights, read_weights, require_multiple
 from clsim.backbones.towers import Tower
 from clsim.data import captions, glyphs
 from clsim.data.transforms import Pixels
@@ -66,10 +75,10 @@ def small_towers(clip: CLIP, size: int) -> tuple[ClipVisionTower, TextTower]:
     return ClipVisionTower(clip.visual, Pixels(size, crop=1.0)), TextTower(clip, small_tokenizer())
 
 
-def load_clip(name: str, weights: Path | None) -> tuple[Tower, TextTower]:
+def load_clip(name: str, weights: Path | None, image_size: int | None = None) -> tuple[Tower, TextTower]:
     """Image and text tower of `clip_micro`, `clip_nano` or `clip:MODEL/TAG`. Raises RequestError as `load_backbone`."""
     if name.startswith("clip:"):
-        return _open_clip(name, weights)
+        return _open_clip(name, weights, image_size)
     shape = MICRO if name == "clip_micro" else NANO
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -80,19 +89,22 @@ def load_clip(name: str, weights: Path | None) -> tuple[Tower, TextTower]:
     return small_towers(clip, shape.image_size)
 
 
-def _open_clip(name: str, weights: Path | None) -> tuple[Tower, TextTower]:
+def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple[Tower, TextTower]:
     """One of open_clip's models; the tag says which weights, and whether they were trained with QuickGELU."""
     model_name, _, tag = name.removeprefix("clip:").partition("/")
     if model_name not in list_models():
         raise unknown("CLIP model", model_name, list_models())
     if tag not in list_pretrained_tags_by_model(model_name):
         raise unknown(f"tag of {model_name}", tag, list_pretrained_tags_by_model(model_name))
+    if image_size is not None:
+        _require_size(name, model_name, image_size)
     about = get_pretrained_cfg(model_name, tag)
     try:
         clip: Any = create_model(
             model_name,
             pretrained=tag if weights is None else None,
             force_quick_gelu=bool(about.get("quick_gelu")),
+            force_image_size=image_size,  # resamples the position embeddings, too
             load_weights=weights is None,
             pretrained_text=False,
             require_pretrained=weights is None,
@@ -101,7 +113,11 @@ def _open_clip(name: str, weights: Path | None) -> tuple[Tower, TextTower]:
     except Exception as error:
         raise no_weights(name, error) from error
     if weights is not None:
-        load_into(clip, read_weights(weights), str(weights))
+        stored = read_weights(weights)
+        if image_size is not None:
+            with suppress(RuntimeError):  # no square grid: `load_into` says that the shape does not fit
+                resize_pos_embed(stored, clip)
+        load_into(clip, stored, str(weights))
     size = clip.visual.image_size
     side = size if isinstance(size, int) else size[0]
     pixels = Pixels(side, tuple(about["mean"]), tuple(about["std"]), crop=1.0)
@@ -111,3 +127,11 @@ def _open_clip(name: str, weights: Path | None) -> tuple[Tower, TextTower]:
     if out_dim is None:
         raise RequestError(f"{name} has an image tower of an unknown kind, {type(clip.visual).__name__}")
     return OpaqueTower(clip.visual, pixels, out_dim), TextTower(clip, tokenizer)
+
+
+def _require_size(name: str, model_name: str, image_size: int) -> None:
+    """Raises RequestError unless the image tower is a transformer of open_clip's own that can have that size."""
+    vision = get_model_config(model_name)["vision_cfg"]
+    if "timm_model_name" in vision or not isinstance(vision["layers"], int):
+        raise RequestError(f"{name} takes images of one size only: its image tower is not open_clip's own transformer")
+    require_multiple(name, image_size, vision["patch_size"])

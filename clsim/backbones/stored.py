@@ -22,7 +22,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # every broken file breaks its reader in a way of its own
         raise RequestError(f"cannot read weights from {file}: {error}") from error
-    return tensors.get("state_dict", tensors.get("model", tensors))  # type: ignore[no-any-return]
+    weights: dict[str, Tensor] = tensors.get("state_dict", tensors.get("model", tensors))
+    return weights
 
 
 def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -> None:
@@ -40,8 +41,18 @@ def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -
 
 
 def no_weights(name: str, error: Exception) -> RequestError:
-    """The error for weights that cannot be had: no network, no such tag, no such file mean the same to a user."""
+    """The error for weights that are not available: no network, no such tag, no such file mean the same to a user."""
     return RequestError(
         f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
         f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
     )
+
+
+def require_multiple(name: str, image_size: int, patch: int) -> None:
+    """Raises RequestError unless square patches of `patch` pixels tile an image of that side."""
+    if image_size < patch or image_size % patch:
+        below = max(image_size // patch, 1) * patch
+        raise RequestError(
+            f"{name} reads patches of {patch}x{patch} pixels, which do not divide --image-size {image_size}; "
+            f"{below} and {below + patch} are possible"
+        )

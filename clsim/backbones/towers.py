@@ -28,6 +28,10 @@ class Sites:
     without a mask does not depend on the order of its tokens.
     """
 
+    def for_pass(self) -> "Sites":
+        """The hooks of one forward pass: here is computed, once, what every block takes its part of."""
+        return self
+
     def enter(self, block: int, tokens: Tensor) -> Tensor:
         """(B,N,D) tokens entering a block -> those that do enter, of any number."""
         return tokens
@@ -118,6 +122,16 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Patches of an image along its height and its width."""
+        raise NotImplementedError
+
+    @property
+    def first_position(self) -> Tensor:
+        """(1,1,D) position embedding of an image's class token."""
+        raise NotImplementedError
+
+    @property
     def depth(self) -> int:
         """Blocks."""
         return len(self.layers)
@@ -156,6 +170,7 @@ class Tower(nn.Module):
 
         `mask` (N,N) is added to the attention weights before their softmax.
         """
+        sites = sites.for_pass()
         *earlier, last = range(self.depth)
         for i in earlier:
             tokens = run_layer(i, self.layers[i], sites.enter(i, tokens), ALL, sites, mask)

@@ -92,26 +92,32 @@ class VisionTower(Tower):
 
     @property
     def first_position(self) -> Tensor:
-        """(1,1,D) position embedding of the class token."""
-        return self.vit.pos_embed[:, :1]  # type: ignore[index]
+        """(1,1,D) position embedding of the class token; zeros where it has none (DINOv2 with registers)."""
+        positions = self.vit.pos_embed
+        if positions is None or self.vit.no_embed_class or not self.vit.has_class_token:
+            return next(self.layers[0].block.parameters()).new_zeros(1, 1, self.width)
+        return positions[:, :1]
 
     def about(self) -> str:
         return repr(self.pixels)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: prefix tokens (class, registers), then patches."""
-        tokens = self.vit.patch_embed(inputs.to(self.dtype))
-        return self.vit.norm_pre(self.vit._pos_embed(tokens))  # type: ignore[no-any-return]
+        patches = self.vit.patch_embed(inputs.to(self.dtype))
+        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(patches))
+        return tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B,N,D) encoded tokens -> (B,D) features."""
-        return self.vit.fc_norm(self.vit.pool(tokens))  # type: ignore[no-any-return]
+        pooled: Tensor = self.vit.fc_norm(self.vit.pool(tokens))
+        return pooled
 
     def forward(self, images: Tensor, sites: Sites = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,D) pooled features; tokens that `sites` adds are not pooled."""
         tokens = self.embed(images)
         if self.vit.global_pool == "token":
-            return self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])  # type: ignore[no-any-return]
+            pooled: Tensor = self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])
+            return pooled
         return self.pool(self.encode(tokens, slice(0, tokens.shape[1]), sites))
 
 

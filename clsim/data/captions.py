@@ -1,4 +1,4 @@
-"""Captions of glyphs: what clip_micro reads beside its images, and the words of its tokenizer."""
+"""Captions of glyphs: what clip_micro reads together with its images, and the words of its tokenizer."""
 
 import itertools
 from collections.abc import Sequence

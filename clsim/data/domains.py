@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from clsim.data.readers import Source, held_out
 from clsim.data.streams import (
     Benchmark,
+    ClassScenario,
     DataAccess,
     Experience,
-    Scenario,
     class_incremental,
     domain_incremental,
     few_shot,
@@ -26,17 +26,26 @@ from clsim.errors import RequestError
 
 
 @dataclass(kw_only=True)
-class DomainScenario(Scenario):
+class DomainScenario(ClassScenario):
     """A scenario whose images come from several domains. Write `build`, with `domain_benchmark`, and `domains`."""
 
     domains: ClassVar[tuple[str, ...]] = ()  # that pairs=all goes over
-    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains or classes, or what to adapt to
+    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = ""  # the labelled domain (pair, targets)
     target: str = ""  # the unlabelled domain (pair)
     sources: tuple[str, ...] = ()  # several labelled domains, in place of source
     targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
     pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
     shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for fields of a class order where no new classes arrive."""
+        super().__post_init__()
+        if self.protocol != "class":
+            self.refuse_class_fields(f"protocol={self.protocol} has none")
+
+    def _seed_draws_images(self) -> bool:
+        return self.shots is not None
 
     def variant(self) -> str:
         """The direction of an adaptation, ``Art-Clipart``; nothing where all domains are learned."""

@@ -18,7 +18,7 @@ CHUNK = 1024  # images whose results wait in memory to be taken
 
 
 class EncodedImages:
-    """N images in a file of encoded images one behind the other. Few bytes of memory for each: only where it lies."""
+    """N images in a file of encoded images one after the other. Few bytes of memory for each: only where it lies."""
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
         """`folder` has images.bin, and spans.npy with an image's first byte and length in each of N rows."""

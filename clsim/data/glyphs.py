@@ -94,7 +94,7 @@ class Chance:
         return (bits.astype(np.float32) / np.float32(1 << 24)).reshape(len(self.keys), *shape)
 
     def between(self, low: float, high: float, *shape: int) -> Array:
-        """The same in [low, high), with axes of length one behind for pictures to broadcast along."""
+        """The same in [low, high), with axes of length one appended, for pictures to broadcast along."""
         values = np.float32(low) + np.float32(high - low) * self.take(*shape)
         return values if shape else values[:, None, None]
 
@@ -190,12 +190,14 @@ def colour(hue: Array, saturation: Array, value: Array) -> Array:
     """(N,1,1) hue, saturation and value in [0, 1] -> (N,3,1,1) RGB."""
     shift = np.array([5, 3, 1], dtype=np.float32)[:, None, None]
     k = (shift + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))  # type: ignore[no-any-return]
+    rgb: Array = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb
 
 
 def lay(canvas: Array, paint: Array | float, cover: Array) -> Array:
     """(N,3,32,32) canvas with paint over it where `cover` (N,32,32) is 1."""
-    return canvas + (paint - canvas) * cover[:, None]  # type: ignore[no-any-return]
+    painted: Array = canvas + (paint - canvas) * cover[:, None]
+    return painted
 
 
 def blurred(canvas: Array) -> Array:
@@ -272,7 +274,7 @@ def paint_quickdraw(glyph: Glyph, chance: Chance) -> Array:
 
 
 def paint_infograph(glyph: Glyph, chance: Chance) -> Array:
-    """A flat glyph beside bars and lines of text."""
+    """A flat glyph next to bars and lines of text."""
     first, second, hue = _two_colours(chance, (0.5, 0.9))
     canvas = np.broadcast_to(colour(hue, chance.between(0, 0.15), chance.between(0.92, 1)), (len(first), 3, SIZE, SIZE))
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)

@@ -214,7 +214,8 @@ class _RowGroups:
             while i >= self.start + len(self.held):
                 self.start += len(self.held)
                 self.held = _flat(next(self.batches).column(0))
-            return self.held[i - self.start].as_py()  # type: ignore[no-any-return]
+            image: bytes = self.held[i - self.start].as_py()
+            return image
 
     def _enter(self, group: int) -> None:
         import pyarrow.parquet as pq
@@ -232,14 +233,14 @@ def _flat(column: Any) -> Any:
     return column.field("bytes") if pa.types.is_struct(column.type) else column
 
 
-def _declared_names(schema, column: str) -> tuple[str, ...] | None:  # type: ignore[no-untyped-def]
+def _declared_names(schema: Any, column: str) -> tuple[str, ...] | None:
     """Category names from the schema's `huggingface` metadata (info.features.<column>.names), if declared."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = metadata.get("info", {}).get("features", {}).get(column, {}).get("names")
     return tuple(names) if names else None
 
 
-def _categories(column, declared: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:  # type: ignore[no-untyped-def]
+def _categories(column: Any, declared: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """A column of integers or strings -> ids (N,) and names; names sort where none are declared."""
     values = column.to_numpy()
     if np.issubdtype(values.dtype, np.integer):

@@ -166,11 +166,70 @@ class Scenario:
         return ({},)
 
 
-def class_order(num_classes: int, order_seed: int) -> NDArray[np.int64]:
-    """The order in which classes arrive, from a generator of its own; the given order where the seed is -1."""
+@dataclass(kw_only=True)
+class ClassScenario(Scenario):
+    """A scenario that can bring new classes in each experience; `class_incremental` reads its fields.
+
+    A subclass that has a `__post_init__` calls `super().__post_init__()` in it.
+    """
+
+    base_classes: int | None = None  # classes of the first experience; none: classes_per_experience
+    order: Literal["random", "pilot1993"] = "random"  # class order: by order_seed, or that of PILOT, iCaRL and DER
+
+    def __post_init__(self) -> None:
+        """Raises RequestError if order_seed is set and decides nothing: a sweep over it would repeat one run."""
+        if self.order == "pilot1993" and self.order_seed != type(self).order_seed and not self._seed_draws_images():
+            raise RequestError(
+                f"order=pilot1993 is one fixed order, which order_seed={self.order_seed} does not change; "
+                "leave out one of the two"
+            )
+
+    def _seed_draws_images(self) -> bool:
+        """Whether order_seed decides something besides the order of classes."""
+        return False
+
+    def refuse_class_fields(self, reason: str) -> None:
+        """Raises RequestError, ending in `reason`, if base_classes or order is set where it would change nothing."""
+        for name in ("base_classes", "order"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise RequestError(f"{name} is for streams in which new classes arrive; {reason}")
+
+
+def class_order(num_classes: int, order_seed: int, order: str = "random") -> NDArray[np.int64]:
+    """The order in which classes arrive, from a generator of its own; the given order where the seed is -1.
+
+    With order="pilot1993" it is that of ``np.random.seed(1993); np.random.permutation(num_classes)``, which published
+    class-incremental results since iCaRL have in common.
+    """
     if order_seed < -1:
         raise RequestError(f"order_seed is -1 (the data set's order) or at least 0, not {order_seed}")
+    if order == "pilot1993":
+        return np.random.RandomState(1993).permutation(num_classes)  # NumPy's legacy generator
     return np.arange(num_classes) if order_seed == -1 else np.random.default_rng(order_seed).permutation(num_classes)
+
+
+def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: int) -> list[list[int]]:
+    """The classes of each experience in their order of arrival: `base_classes` first, where that is set, then
+    `classes_per_experience` at a time.
+
+    Raises RequestError if the classes do not divide evenly: none is ever left out in silence.
+    """
+    base, order = None, "random"
+    if isinstance(scenario, ClassScenario):
+        base, order = scenario.base_classes, scenario.order
+    if base is not None and not 1 <= base <= num_classes:
+        raise RequestError(f"base_classes is 1 to {num_classes}, the number of classes, not {base}")
+    left = num_classes - (base or 0)
+    if classes_per_experience < 1 or left % classes_per_experience:
+        divisors = ", ".join(str(d) for d in range(1, left + 1) if left % d == 0)
+        which = f"{left} classes" if base is None else f"the {left} classes that base_classes={base} leaves"
+        raise RequestError(
+            f"classes_per_experience={classes_per_experience} does not divide {which} evenly; one of {divisors} does"
+        )
+    arriving: list[int] = class_order(num_classes, scenario.order_seed, order).tolist()
+    starts = range(num_classes - left, num_classes, classes_per_experience)
+    first = [] if base is None else [arriving[:base]]
+    return first + [arriving[start : start + classes_per_experience] for start in starts]
 
 
 def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int | None) -> NDArray[np.int64]:
@@ -216,20 +275,15 @@ def class_incremental(
     groups: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),
 ) -> Benchmark:
-    """New classes in each experience, `classes_per_experience` of them or as `groups` has them.
+    """New classes in each experience: those of `class_groups`, or as `groups` has them.
 
-    Raises RequestError if the classes do not divide evenly: none is ever left out in silence.
+    Raises RequestError as `class_groups` does, and for a class without images.
     """
     require_same_names(train, test)
-    num_classes = len(train.class_names)
     if groups is None:
-        if not 1 <= classes_per_experience <= num_classes or num_classes % classes_per_experience:
-            divisors = ", ".join(str(d) for d in range(1, num_classes + 1) if num_classes % d == 0)
-            raise RequestError(
-                f"classes_per_experience={classes_per_experience} does not divide {num_classes} classes evenly; "
-                f"one of {divisors} does"
-            )
-        groups = class_order(num_classes, scenario.order_seed).reshape(-1, classes_per_experience).tolist()
+        groups = class_groups(scenario, len(train.class_names), classes_per_experience)
+    elif isinstance(scenario, ClassScenario):
+        scenario.refuse_class_fields("the classes of this stream's experiences are given")
 
     def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
         experiences = []
@@ -256,6 +310,8 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
     Raises RequestError if a domain has no images to train on or to test with.
     """
     require_same_names(train, test)
+    if isinstance(scenario, ClassScenario):
+        scenario.refuse_class_fields("protocol=domain has none")
 
     def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
         if table.domains is None:

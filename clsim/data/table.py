@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> 
 
 
 def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> None:
-    """Write a table beside `folder` and rename it there, whole: a broken attempt is never taken for a table."""
+    """Write a table next to `folder` and rename it there, whole: a broken attempt is never taken for a table."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
@@ -216,7 +217,7 @@ def _write_decoded(
     return np.array(kept, dtype=np.int64)
 
 
-def _npy_header(stream, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def _npy_header(stream: BinaryIO, shape: tuple[int, ...]) -> None:
     """A version 1.0 .npy header of fixed length 128 for a uint8 array."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
     stream.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n")

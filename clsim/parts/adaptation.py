@@ -1,14 +1,18 @@
 """Unsupervised domain adaptation: what a source with labels and a target without are made to agree on."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from clsim.backbones.load import Backbone
 from clsim.backbones.towers import PLAIN
 from clsim.data.batches import Batch
+from clsim.data.streams import StreamInfo
+from clsim.outputs import Outputs
 from clsim.parts.heads import LinearHead
 from clsim.parts.tuned import BankFeatures, TunedImage
 
@@ -18,40 +22,42 @@ def reads(tune: str) -> set[str]:
     return {"images"} if tune == "all" else {"features"}
 
 
-def features_of(backbone: Any, tune: str) -> nn.Module:
+def features_of(backbone: Backbone, tune: str) -> nn.Module:
     """Batch -> (B,D) features: from the bank, or of a tower that learns."""
     return TunedImage(backbone.image.requires_grad_(), PLAIN) if tune == "all" else BankFeatures()
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdaptingOutputs(Outputs):
+    """Outputs for a batch of the source and, in training, of a target."""
+
+    source: Tensor  # (B,width) features, the same as `features`
+    target: Tensor | None = None  # (B',width) features of the batch's target images; None without
+    on_target: Tensor | None = None  # (B',K) logits of those
+
+
 class Adapting(nn.Module):
-    """Features through a bottleneck under a linear head, of the source and, in training, of the target beside it."""
+    """Features through a bottleneck and a linear head, of the source and, in training, of the target."""
 
     def __init__(
-        self, backbone: Any, info: Any, tune: str, width: int, seen_by_domain: int = 0, hidden: int = 0
+        self, backbone: Backbone, info: StreamInfo, tune: str, width: int, seen_by_domain: int = 0, hidden: int = 0
     ) -> None:
         """With `seen_by_domain` features to look at there is a domain classifier, where the stream has a target."""
         super().__init__()
         self.images = features_of(backbone, tune)
         self.bottleneck = nn.Sequential(nn.Linear(backbone.image.out_dim, width), nn.ReLU())
         self.head = LinearHead(width, info.num_classes)
-        adversarial = seen_by_domain and info.protocol in ("pair", "targets")
+        adversarial = seen_by_domain and info.has_target
         self.discriminator = DomainClassifier(seen_by_domain, hidden) if adversarial else None
-        self.source: Tensor | None = None  # (B,width), in the last training batch
-        self.target: Tensor | None = None  # (B',width), of its target images; None without
-        self.on_target: Tensor | None = None  # (B',K) logits of those
 
-    def forward(self, batch: Batch) -> Tensor:
-        """A batch -> (B,K) logits."""
-        self.source = self._narrow(batch)
-        self.target = self.on_target = None
-        if batch.target is not None:
-            self.target = self._narrow(batch.target)
-            self.on_target = self.head(self.target)
-        return self.head(self.source)  # type: ignore[no-any-return]
-
-    def represent(self, batch: Batch) -> Tensor:
-        """A batch -> (B,width), what the head reads."""
-        return self._narrow(batch)
+    def forward(self, batch: Batch) -> AdaptingOutputs:
+        """A batch, with or without a target."""
+        source = self._narrow(batch)
+        if batch.target is None:
+            return AdaptingOutputs(self.head(source), source, source=source)
+        target = self._narrow(batch.target)
+        on_target = self.head(target)
+        return AdaptingOutputs(self.head(source), source, source=source, target=target, on_target=on_target)
 
     def _narrow(self, batch: Batch) -> Tensor:
         features = self.images(batch).float()
@@ -94,28 +100,5 @@ def ramp(progress: float) -> float:
 def adversarial_loss(discriminator: nn.Module, source: Tensor, target: Tensor, strength: float) -> Tensor:
     """Mean cross-entropy of telling (B,D) source from (B',D) target features; it pulls these together by `strength`."""
     logits = discriminator(Reversed.apply(torch.cat([source, target]).float(), strength))
-    domain = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(logits.device)
+    domain = torch.cat([logits.new_ones(len(source)), logits.new_zeros(len(target))])
     return binary_cross_entropy_with_logits(logits, domain)
-
-
-def multilinear(features: Tensor, logits: Tensor) -> Tensor:
-    """(B,D) features times (B,K) class probabilities -> (B, K*D): Long et al. 2018, arXiv:1705.10667, eq. 3.
-
-    As in the authors' code no gradient goes through the probabilities.
-    """
-    return (logits.softmax(dim=1).detach()[:, :, None] * features[:, None, :]).flatten(1)
-
-
-def class_confusion(logits: Tensor, temperature: float) -> Tensor:
-    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
-
-    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
-    over the classes of what lies off its diagonal is the loss.
-    """
-    predicted = (logits / temperature).softmax(dim=1)
-    entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
-    weights = 1 + (-entropy).exp()
-    weights = (weights / weights.mean()).detach()
-    confusion = (predicted * weights[:, None]).T @ predicted
-    confusion = confusion / confusion.sum(dim=1, keepdim=True)
-    return (confusion.sum() - confusion.trace()) / len(confusion)

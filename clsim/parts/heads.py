@@ -1,7 +1,5 @@
 """Heads: from features to logits."""
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
@@ -13,32 +11,6 @@ class LinearHead(nn.Linear):
         # bfloat16 has eight bits of mantissa: close logits would tie
         with torch.autocast(features.device.type, enabled=False):
             return super().forward(features.float())
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a batch of one image as it takes one in evaluation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and len(x) > 1:
-            return super().forward(x)
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
-
-class MlpHead(nn.Module):
-    """(B,D) features -> (B,K) logits through layers with ReLU and batch normalisation between them, in float32."""
-
-    def __init__(self, width: int, hidden: int, layers: int, num_classes: int) -> None:
-        super().__init__()
-        sizes = [width, *[hidden] * (layers - 1)]
-        body: list[nn.Module] = []
-        for before, after in itertools.pairwise(sizes):
-            body += [nn.Linear(before, after), nn.ReLU(), BatchNorm(after)]
-        self.body = nn.Sequential(*body)
-        self.last = LinearHead(hidden, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return self.last(self.body(features.float()))  # type: ignore[no-any-return]
 
 
 class PrototypeHead(nn.Module):

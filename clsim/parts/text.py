@@ -1,6 +1,6 @@
 """Classes as texts: their features, and the classifier that they make."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,24 +43,58 @@ class TextHead(nn.Module):
         return cosine_logits(features, self.classes, self.scale)
 
 
-class Begun(nn.Module):
-    """Whether training has begun. Until then learned words are left aside, and classification is zero-shot.
+class TrainingStarted(nn.Module):
+    """Whether training has started. Until then learned words are not used, and classification is zero-shot.
 
-    So the row before any training of a run with text is zero-shot CLIP, whatever the words start from.
+    So the row before any training of a run with text is zero-shot CLIP, whatever the words start from. `Strategy.begin`
+    sets it, with `start_training`; it is not saved, since resuming and loading repeat `begin`.
     """
-
-    flag: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("flag", torch.tensor(False))
+        self.started = False
 
     def forward(self) -> bool:
-        """Yes, from the first time this is asked in training."""
-        if self.training:
-            self.flag.fill_(True)
-            return True
-        return bool(self.flag)
+        """Whether it has."""
+        return self.started
+
+
+def start_training(learner: nn.Module) -> None:
+    """Let every part of the learner know that training has started."""
+    for module in learner.modules():
+        if isinstance(module, TrainingStarted):
+            module.started = True
+
+
+class Kept:
+    """The tensor that a module computes from its weights alone, computed again only when these have changed.
+
+    For class features in evaluation. What is kept can never be wrong: it serves only while the very same tensors are
+    in the same state (PyTorch counts the writes to each), in the same precision and without gradients.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[tuple[Tensor, int]] = []
+        self.autocast = False
+        self.value: Tensor | None = None
+
+    def __call__(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
+        """What `make()` returns, which depends on the module's weights alone."""
+        if torch.is_grad_enabled() or module.training:
+            return make()
+        now = [(t, t._version) for t in (*module.parameters(), *module.buffers())]
+        device = now[0][0].device.type if now else "cpu"
+        autocast = torch.is_autocast_enabled(device)
+        if self.value is None or autocast != self.autocast or not _same(now, self.weights):
+            self.weights, self.autocast, self.value = now, autocast, make()
+        return self.value
+
+
+def _same(now: list[tuple[Tensor, int]], before: list[tuple[Tensor, int]]) -> bool:
+    """Whether these are the same tensors with as many writes to each."""
+    if len(now) != len(before):
+        return False
+    return all(a is b and writes == earlier for (a, writes), (b, earlier) in zip(now, before, strict=True))
 
 
 def cosine_logits(features: Tensor, classes: Tensor, scale: float) -> Tensor:

@@ -1,18 +1,20 @@
 """Learners on tuned towers: an image tower under a linear head, or against class names read by a text tower."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from clsim.backbones.clip import TextTower
+from clsim.backbones.load import Backbone
 from clsim.backbones.towers import Sites, Tower
 from clsim.data.batches import Batch
+from clsim.data.streams import StreamInfo
+from clsim.outputs import Outputs
 from clsim.parts.heads import LinearHead
-from clsim.parts.text import TEMPLATE, Begun, class_features, cosine_logits, readable
+from clsim.parts.text import TEMPLATE, Kept, TrainingStarted, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording
-from clsim.parts.tuners import EncodedTokens, Tokens, require_blocks
+from clsim.parts.tuners import require_blocks
 
 Where = Literal["image", "text", "both"]
 
@@ -27,7 +29,7 @@ class TunedImage(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A batch -> (B,E) features."""
-        return self.tower(batch.images, self.sites)  # type: ignore[no-any-return]
+        return self.tower(batch.known_images, self.sites)  # type: ignore[no-any-return]
 
 
 class BankFeatures(nn.Module):
@@ -35,8 +37,7 @@ class BankFeatures(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A batch -> (B,E) features."""
-        assert batch.features is not None
-        return batch.features
+        return batch.known_features
 
 
 class TunedText(nn.Module):
@@ -63,40 +64,35 @@ class TextsInContext(nn.Module):
 
     plain: Tensor
 
-    def __init__(
-        self, tower: TextTower, class_names: tuple[str, ...], words: Tokens | EncodedTokens, count: int
-    ) -> None:
+    def __init__(self, tower: TextTower, class_names: tuple[str, ...], words: nn.Module, count: int) -> None:
         """`words` gives (1, count, D) vectors."""
         super().__init__()
         self.prompted = PromptedText(tower, Wording.of(tower, class_names, count))
         self.words = words
-        self.begun = Begun()
+        self.started = TrainingStarted()
         self.register_buffer("plain", class_features(tower, class_names, (TEMPLATE,)), persistent=False)
 
     def forward(self) -> Tensor:
         """(K,E) features of the classes."""
-        return self.prompted(self.words())[0] if self.begun() else self.plain  # type: ignore[no-any-return]
+        return self.prompted(self.words())[0] if self.started() else self.plain  # type: ignore[no-any-return]
 
 
 class Headed(nn.Module):
-    """Image features under a head."""
+    """Image features with a head."""
 
     def __init__(self, images: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.images = images
         self.head = head
 
-    def represent(self, batch: Batch) -> Tensor:
-        """A batch -> (B,E) features, what the head reads."""
-        return self.images(batch)  # type: ignore[no-any-return]
-
-    def forward(self, batch: Batch) -> Tensor:
-        """A batch -> (B,K) logits."""
-        return self.head(self.images(batch))  # type: ignore[no-any-return]
+    def forward(self, batch: Batch) -> Outputs:
+        """A batch -> logits, and the features that the head reads."""
+        features = self.images(batch)
+        return Outputs(self.head(features), features)
 
 
 class TextClassifier(nn.Module):
-    """Image features against class features that learn. The latter are kept while nothing can move them."""
+    """Image features against class features that may learn."""
 
     def __init__(self, images: nn.Module, texts: nn.Module, scale: float) -> None:
         """`texts()` gives (K,E) features."""
@@ -104,37 +100,25 @@ class TextClassifier(nn.Module):
         self.images = images
         self.texts = texts
         self.scale = scale
-        self.kept: Tensor | None = None
+        self.kept = Kept()
 
-    def train(self, mode: bool = True) -> "TextClassifier":
-        """Between training and evaluation the weights may have moved."""
-        self.kept = None
-        return super().train(mode)
-
-    def classes(self) -> Tensor:
-        """(K,E) features of the classes."""
-        if self.kept is not None and not torch.is_grad_enabled():
-            return self.kept
-        found: Tensor = self.texts()
-        self.kept = None if self.training or torch.is_grad_enabled() else found
-        return found
-
-    def forward(self, batch: Batch) -> Tensor:
-        """A batch -> (B,K) logits."""
-        return cosine_logits(self.images(batch), self.classes(), self.scale)
+    def forward(self, batch: Batch) -> Outputs:
+        """A batch -> logits, and the image features."""
+        features = self.images(batch)
+        return Outputs(cosine_logits(features, self.kept(self.texts, self.texts), self.scale), features)
 
 
 def tuned(
-    backbone: Any,
-    info: Any,
+    backbone: Backbone,
+    info: StreamInfo,
     where: Where,
     tune: Callable[[Tower], Sites],
     texts: Callable[[], nn.Module | None] = lambda: None,
 ) -> nn.Module:
     """The learner of a tuner: `tune(tower)` makes what tunes it, or lets weights of it learn.
 
-    With `where` "text" or "both" images are told apart by cosine to the class names, read by the tuned tower or by what
-    `texts()` makes. Raises RequestError for an image tower without blocks.
+    With `where` "text" or "both" images are classified by cosine to the class-name features, read by the tuned tower or
+    by what `texts()` makes. Raises RequestError for an image tower without blocks, and for a backbone without text.
     """
     image = backbone.image
     if where != "text":
@@ -142,7 +126,7 @@ def tuned(
     images = BankFeatures() if where == "text" else TunedImage(image, tune(image))
     if where == "image":
         return Headed(images, LinearHead(image.out_dim, info.num_classes))
-    read = texts()
+    read, text = texts(), backbone.text_tower
     if read is None:
-        read = TunedText(backbone.text, tune(backbone.text), info.class_names)
-    return TextClassifier(images, read, backbone.text.logit_scale)
+        read = TunedText(text, tune(text), info.class_names)
+    return TextClassifier(images, read, text.logit_scale)

@@ -11,9 +11,9 @@ from torch import Tensor
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
 from clsim.events import Part, State
-from clsim.tools import EVAL_BATCH
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
+from clsim.tools import EVAL_BATCH
 
 SHOWN = 150  # images of a domain on a map
 ITERATIONS = 500  # of t-SNE: a second for both maps, and no run should take longer for its pictures than to learn
