@@ -11,29 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clsim.errors import RequestError, RunFailed, unknown
+from clsim.options import OPTIONS, flag
 from clsim.version import VERSION
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
-# option of `run`, what stands behind it, its help
-RUN_OPTIONS = (
-    ("--scenario", "NAME", "stream to learn (default split_digits)"),
-    ("--strategy", "A[,B...]", "ways of learning (default l2p); FILE.py:CLASS takes your own"),
-    ("--backbone", "NAME", "pretrained transformer (default: one that comes with the package)"),
-    ("--weights", "FILE", "local weights for the backbone"),
-    ("--seed", "0[,1,2]", "seeds (default 0)"),
-    ("--epochs", "N", "passes over each experience"),
-    ("--batch-size", "N", "images of the stream in a step"),
-    ("--with", "PART[,...]", "parts for every strategy, e.g. er:500,ewc:10"),
-    ("--preset", "NAME", "a strategy's published setting, see `clsim show STRATEGY`"),
-    ("--device", "NAME", "auto (default), cpu, cuda, cuda:N or mps"),
-    ("--precision", "NAME", "auto (default), fp32 or bf16"),
-    ("--threads", "N", "CPU threads"),
-    ("--data-dir", "DIR", "where data sets lie (default: CLSIM_DATA_DIR, else the Hub)"),
-    ("--out", "DIR", "where run directories go (default runs)"),
-    ("--config", "FILE.toml", "a file with options and fields; the command line wins"),
-)
-FIELDS_HELP = "x=1 is a field of the strategy, l2p.x=1 of one of several, scenario.x=1 of the scenario"
+FIELDS_HELP = "x=1 or --x 1 is a field of the strategy, l2p.x=1 of one of several, scenario.x=1 of the scenario"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,20 +71,21 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
     run = command("run", "run strategies on a scenario; repeat the command to go on with what was interrupted")
-    for name, metavar, what in RUN_OPTIONS:
-        run.add_argument(name, metavar=metavar, help=what)
-    run.add_argument("--fresh", action="store_true", help="start anew where a run directory exists")
+    for each in OPTIONS.values():
+        run.add_argument(flag(each.name), metavar=each.metavar, help=each.help)
+    run.add_argument("--config", metavar="FILE.toml", help="a file with options and fields; the command line wins")
+    run.add_argument("--fresh", action="store_true", help="delete what a run directory holds, and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors and the last table of several runs")
     run.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
-    listing = command("list", "list scenarios, strategies and backbones")
-    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|backbones")
-    show = command("show", "show what a strategy, a scenario or a backbone is, with its fields and presets")
+    listing = command("list", "list scenarios, strategies, parts and backbones")
+    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
+    show = command("show", "show what a strategy, a scenario, a part or a backbone is, with its fields and presets")
     show.add_argument("name", metavar="NAME")
     compare = command("compare", "set finished runs side by side, seeds together")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
-    plot = "draw accuracy against trainable parameters, for TensorBoard, too: in a folder beside, FILE without .png"
+    plot = "draw accuracy against trainable parameters; for TensorBoard, too, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
     pretrain = command("pretrain", "make a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
@@ -125,8 +109,11 @@ def _dispatch(argv: list[str]) -> int:
             if name.startswith("-"):
                 top.parse_args(argv)  # --help and --version end here
             raise unknown("command", name, parsers)
-        # intermixed: fields may stand anywhere among the options
+        rest, fields = _apart(rest, parsers[name]) if name == "run" else (rest, [])
+        # intermixed: fields may be written anywhere among the options
         given, left = parsers[name].parse_known_intermixed_args(rest)
+        if fields:
+            given.fields += fields
     except SystemExit as end:
         return DONE if end.code is None else int(end.code)
     if left:
@@ -145,13 +132,30 @@ def _dispatch(argv: list[str]) -> int:
     return actions[name](given)
 
 
+def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
+    """The arguments that the parser knows, and fields that are written as options: ``--top-k 3`` -> ``--top-k=3``."""
+    known, fields = [], []
+    needs_value = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_field = name.startswith("--") and name not in ("--", "--help", *parser.known)
+        if is_field:
+            fields.append(argument if equals else f"{argument}=")
+        elif needs_value and not argument.startswith("--"):
+            fields[-1] += argument
+        else:
+            known.append(argument)
+        needs_value = is_field and not equals
+    return known, fields
+
+
 # commands that run
 
 
 def _run(given: argparse.Namespace) -> int:
     from clsim import config  # late, as all that follows: it loads plug-ins, which takes seconds
 
-    options = {name: getattr(given, name) for name in config.OPTIONS}
+    options = {name: getattr(given, name) for name in OPTIONS}
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
     from clsim import runner
 

@@ -1,18 +1,19 @@
-"""`clsim compare`: finished runs side by side, those that differ only in their seed together."""
+"""`clsim compare`: a table of finished runs, in which runs that differ only in their seed share a row."""
 
 import csv
 import io
 import json
-import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clsim import plugins
+from clsim import plugins, rundir
 from clsim.errors import RequestError
 from clsim.listing import size_text
 from clsim.metrics import mean_and_interval
+from clsim.results import Run, load
 
 METRICS = (
     "average_accuracy",
@@ -23,8 +24,8 @@ METRICS = (
 )
 ADAPTATION = ("target_accuracy", "target_class_mean", "target_test_accuracy", "source_accuracy", "adaptation_gain")
 BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
-BASELINE = "source_only"  # what adaptation is measured against where there is no zero-shot classifier
-# of each run: its summary's costs, and trainable parameters in % of the backbone's
+DETECTION = "task_accuracy"  # only of methods that detect the task of an image
+BASELINE = "source_only"  # adaptation_gain is against it where there is no zero-shot classifier
 COSTS = (
     "trainable_parameters",
     "trainable_percent",
@@ -34,69 +35,25 @@ COSTS = (
     "images_per_second",
     "peak_memory_bytes",
 )
-# of a run's directory and of how it was asked for; nothing that a result depends on
-IGNORED = ("seed", "out", "data_dir", "preset", "scenario", "strategy", "backbone")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run, as far as comparisons go."""
-
-    directory: Path
-    summary: dict[str, Any]
-    scenario_settings: dict[str, Any]  # fields of the scenario
-    settings: dict[str, Any]  # fields of the strategy, and options
-
-    @classmethod
-    def read(cls, directory: Path) -> "Finished":
-        """Raises RequestError for a file that is not what a run writes."""
-        try:
-            summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-            config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
-            scenario, strategy = dict(config["scenario"]), dict(config["strategy"])
-            options = {key: value for key, value in config.items() if key not in IGNORED}
-            del scenario["name"], strategy["name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{directory} is not a run directory of clsim: {error!r}") from error
-        return cls(directory, summary, scenario, strategy | options)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Metrics and costs by name, COSTS among them as far as the run's version has them."""
-        cost = dict(self.summary["cost"])
-        if cost.get("backbone_parameters") and "trainable_parameters" in cost:
-            cost["trainable_percent"] = 100 * cost["trainable_parameters"] / cost["backbone_parameters"]
-        return {**cost, **self.summary["metrics"], **self.summary}
-
-    @property
-    def gained(self) -> str:
-        """Equal for runs of adaptation that one source_only run is the measure of."""
-        names = [self.summary[name] for name in ("scenario", "backbone", "seed")]
-        return json.dumps([names, self.scenario_settings], sort_keys=True)
-
-    @property
-    def key(self) -> str:
-        """Equal for runs that differ only in their seed."""
-        names = [self.summary[name] for name in ("scenario", "strategy", "backbone")]
-        return json.dumps([names, self.scenario_settings, self.settings], sort_keys=True)
+NAMED = 5  # run directories that a note names
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed, with the names that tell them from other groups."""
+    """Runs that differ only in their seed, with names that no other group has."""
 
     scenario: str
     strategy: str
-    runs: tuple[Finished, ...]
+    runs: tuple[Run, ...]
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The metrics that tell about its scenario, the most important first."""
+        """The metrics of its kind of scenario, the most important first."""
         figures = self.runs[0].figures
         return next((names for names in (ADAPTATION, BASE_TO_NEW) if names[0] in figures), METRICS)
 
     def values(self, name: str) -> list[float]:
-        """A metric or a cost of every run; empty where it has no meaning."""
+        """A metric or a cost of every run; empty where it is undefined."""
         found = [run.figures.get(name) for run in self.runs]
         return [float(value) for value in found if isinstance(value, int | float)]
 
@@ -109,7 +66,7 @@ class Group:
 def report(paths: Sequence[Path], style: str = "table") -> str:
     """The runs in and below `paths` as text (`table`), Markdown (`md`) or CSV (`csv`). Accuracies are in %.
 
-    Raises RequestError where there is no run.
+    Raises RequestError where there is no run, or a file of one is missing or broken.
     """
     finished, unfinished = find(paths)
     groups = group(_with_gains(finished))
@@ -119,30 +76,45 @@ def report(paths: Sequence[Path], style: str = "table") -> str:
     if style == "table":
         for scenario in dict.fromkeys(each.scenario for each in groups):
             blocks.append(f"{scenario}\n{_table([each for each in groups if each.scenario == scenario])}")
+    blocks += _code_notes(finished)
     if unfinished:
         blocks.append(f"not finished: {', '.join(map(str, unfinished))}")
     return "\n\n".join(blocks)
 
 
-def find(paths: Iterable[Path]) -> tuple[list[Finished], list[Path]]:
-    """The finished runs in and below the paths, each once, and the directories of unfinished ones."""
+def _code_notes(runs: Sequence[Run]) -> list[str]:
+    """A line that names the runs made by other code than the present one, if there are any."""
+    others = [str(run.directory) for run in runs if run.code_note is not None]
+    if not others:
+        return []
+    rest = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    names = ", ".join(others[:NAMED])
+    return [f"made by other code of clsim (repeat with --fresh to run them again): {names}{rest}"]
+
+
+def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """The finished runs in and below the paths, each once, and the directories of unfinished ones.
+
+    Raises RequestError for a path without runs, and for a run with a file that is missing or broken.
+    """
     directories: dict[Path, Path] = {}
     for path in paths:
-        below = sorted({file.parent for name in ("summary.json", "config.toml") for file in path.rglob(name)})
+        below = sorted({file.parent for name in (rundir.SUMMARY, rundir.CONFIG) for file in path.rglob(name)})
         if not below:
             raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
         for directory in below:
             directories.setdefault(directory.resolve(), directory)
-    finished = [path for path in directories.values() if (path / "summary.json").exists()]
-    return [Finished.read(path) for path in finished], [path for path in directories.values() if path not in finished]
+    finished = [path for path in directories.values() if (path / rundir.SUMMARY).exists()]
+    return [load(path) for path in finished], [path for path in directories.values() if path not in finished]
 
 
-def _with_gains(runs: Sequence[Finished]) -> list[Finished]:
-    """The runs, their adaptation_gain taken against a run that learned from the source alone where they have none."""
-    measure = {run.gained: run.figures.get("target_accuracy") for run in runs if run.summary["strategy"] == BASELINE}
+def _with_gains(runs: Sequence[Run]) -> list[Run]:
+    """The runs; one without an adaptation_gain gets it from the BASELINE run of its scenario, backbone and seed."""
+    baselines = [run for run in runs if run.summary["strategy"] == BASELINE]
+    accuracy = {_source(run): run.figures.get("target_accuracy") for run in baselines}
     found = []
     for run in runs:
-        own, base = run.figures.get("target_accuracy"), measure.get(run.gained)
+        own, base = run.figures.get("target_accuracy"), accuracy.get(_source(run))
         if own is not None and base is not None and run.figures.get("adaptation_gain") is None:
             summary = run.summary | {"metrics": run.summary["metrics"] | {"adaptation_gain": own - base}}
             run = replace(run, summary=summary)
@@ -150,48 +122,75 @@ def _with_gains(runs: Sequence[Finished]) -> list[Finished]:
     return found
 
 
-def group(runs: Iterable[Finished]) -> list[Group]:
-    """Runs that differ only in their seed, together; by scenario, the best average accuracy first."""
-    by_key: dict[str, list[Finished]] = {}
-    for run in runs:
-        by_key.setdefault(run.key, []).append(run)
-    sets: list[list[Finished]] = []
-    for members in by_key.values():
-        # the same seed twice: data, weights or a plug-in's code have changed in between, so there is no mean to take
-        repeated = len({run.summary["seed"] for run in members}) < len(members)
-        sets += [[run] for run in members] if repeated else [members]
+def _source(run: Run) -> str:
+    """Equal for runs that one BASELINE run is the measure of: the same scenario, backbone and seed."""
+    names = [run.summary[name] for name in ("scenario", "backbone", "seed")]
+    return json.dumps([names, run.scenario_settings], sort_keys=True)
+
+
+def _key(run: Run) -> str:
+    """Equal for runs that differ only in their seed."""
+    names = [run.summary[name] for name in ("scenario", "strategy", "backbone")]
+    return json.dumps([names, run.scenario_settings, run.settings], sort_keys=True)
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Groups of runs that differ only in their seed; by scenario, the best average accuracy first."""
+    sets = _sets(runs)
+    firsts = [members[0] for members in sets]
+    titles = []
+    for run in firsts:
+        peers = [peer.scenario_settings for peer in firsts if peer.summary["scenario"] == run.summary["scenario"]]
+        titles.append(_named(run.summary["scenario"], run.scenario_settings, peers))
+    names = []
+    for run, title in zip(firsts, titles, strict=True):
+        own = [peer for peer, other in zip(firsts, titles, strict=True) if other == title]
+        peers = [peer.settings for peer in own if peer.summary["strategy"] == run.summary["strategy"]]
+        names.append((title, _named(plugins.label(run.summary["strategy"]), run.settings, peers)))
+    count = Counter((*name, run.summary["backbone"]) for name, run in zip(names, firsts, strict=True))
     groups = []
-    for members in sets:
-        first = members[0]
-        scenario, strategy = first.summary["scenario"], plugins.label(first.summary["strategy"])
-        peers = [other[0] for other in sets if other[0].summary["scenario"] == scenario]
-        scenario_text = _distinct(first.scenario_settings, [peer.scenario_settings for peer in peers])
-        peers = [peer for peer in peers if peer.scenario_settings == first.scenario_settings]
-        peers = [peer for peer in peers if peer.summary["strategy"] == first.summary["strategy"]]
-        settings_text = _distinct(first.settings, [peer.settings for peer in peers])
-        twin = any(peer is not first and peer.key == first.key for peer in peers)
-        texts = (strategy, *settings_text, *([f"#{first.summary['config_hash']}"] if twin else []))
-        members = sorted(members, key=lambda run: int(run.summary["seed"]))
-        groups.append(Group(" ".join((scenario, *scenario_text)), " ".join(texts), tuple(members)))
+    for (title, label), members in zip(names, sets, strict=True):
+        unique = count[title, label, members[0].summary["backbone"]] == 1
+        text = label if unique else f"{label} #{members[0].summary['config_hash']}"
+        groups.append(Group(title, text, tuple(sorted(members, key=lambda run: int(run.summary["seed"])))))
     return sorted(groups, key=lambda each: (each.scenario, -(each.mean(each.measures[0]) or 0.0)))
 
 
-def _distinct(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
-    """``key=value`` of the settings in which the others are not all the same."""
-    texts = []
+def _sets(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs of the same `_key` together; apart where one seed occurs twice.
+
+    Data, weights or a plug-in's code have changed between such runs, so that their mean would mean nothing.
+    """
+    by_key: dict[str, list[Run]] = {}
+    for run in runs:
+        by_key.setdefault(_key(run), []).append(run)
+    sets: list[list[Run]] = []
+    for members in by_key.values():
+        repeated = len({run.summary["seed"] for run in members}) < len(members)
+        sets += [[run] for run in members] if repeated else [members]
+    return sets
+
+
+def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """The name, followed by ``key=value`` of each setting in which one of the others differs.
+
+    Settings that the others lack are left out: a run of an earlier version has none for the fields of later ones.
+    """
+    texts = [name]
     for key, value in own.items():
-        if any(other.get(key) != value for other in others):
+        if any(other.get(key, value) != value for other in others):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             texts.append(f"{key}={text.lower() if isinstance(value, bool) else text or 'none'}")
-    return texts
+    return " ".join(texts)
 
 
 # tables
 
 
 def _measures(groups: Sequence[Group]) -> list[str]:
-    """The metrics of one or the other of the groups."""
-    return list(dict.fromkeys(name for each in groups for name in each.measures))
+    """The metrics that are columns: those of any group's scenario, and DETECTION where a method detects tasks."""
+    names = list(dict.fromkeys(name for each in groups for name in each.measures))
+    return [*names, DETECTION] if any(each.values(DETECTION) for each in groups) else names
 
 
 def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
@@ -222,7 +221,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _table(groups: Sequence[Group]) -> str:
-    """Aligned columns; headings run down, one word a line."""
+    """Aligned columns; each word of a heading has a line of its own."""
     rows = [_cells(each, _measures(groups)) for each in groups]
     headings = [heading.split() for heading in rows[0]]
     height = max(map(len, headings))
@@ -230,7 +229,7 @@ def _table(groups: Sequence[Group]) -> str:
     lines += [list(row.values()) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "  ".join("-" * width for width in widths)
-    # names to the left, figures to the right
+    # names are aligned to the left, figures to the right
     aligned = [
         "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip()
         for line in lines
@@ -248,7 +247,10 @@ def _markdown(groups: Sequence[Group]) -> str:
 
 
 def _csv(groups: Sequence[Group]) -> str:
-    """One table of plain numbers: accuracies and their intervals in %, bytes, seconds."""
+    """One table of plain numbers: accuracies and their intervals in %, bytes, seconds.
+
+    `other_code` is "true" where one of the runs was made by other code than the present one, else "false".
+    """
     rows: list[dict[str, Any]] = []
     for each in groups:
         row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
@@ -258,7 +260,8 @@ def _csv(groups: Sequence[Group]) -> str:
             mean, half = mean_and_interval(values) if values else (None, None)
             row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
             row[f"{name}_interval"] = None if half is None else round(100 * half, 4)
-        rows.append(row | {name: each.mean(name) for name in COSTS})
+        other = any(run.code_note is not None for run in each.runs)
+        rows.append(row | {name: each.mean(name) for name in COSTS} | {"other_code": str(other).lower()})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if rows:

@@ -1,43 +1,25 @@
 """What a run is: defaults, overlaid by a preset, a TOML file and the command line, in this order."""
 
+import copy
 import difflib
 import hashlib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clsim import plugins
 from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
+from clsim.named_parts import NamedPart, named_part, split, under_one_name
+from clsim.options import HASHED, NOT_COMPARED, OPTIONS, PATHS, flag
 from clsim.values import check, field_types, make, resolved, split_field
 
-__all__ = ["OPTIONS", "RunConfig", "cache_dir", "check", "make", "plan"]
-
-# what a run can be asked for, besides the fields of its plug-ins
-OPTIONS = (
-    "scenario",
-    "strategy",
-    "backbone",
-    "weights",
-    "seed",
-    "epochs",
-    "batch_size",
-    "with",
-    "preset",
-    "device",
-    "precision",
-    "threads",
-    "data_dir",
-    "out",
-    "image_size",
-    "checkpoint_minutes",
-    "eval_every",
-)
+__all__ = ["NOT_COMPARED", "OPTIONS", "PATHS", "RunConfig", "cache_dir", "check", "make", "plan"]
 
 
 # one run
@@ -45,56 +27,76 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, every value settled; `device`, `precision` and `threads` may be left to the runner."""
+    """One run, every value settled; the runner may settle `device` and `precision` further.
+
+    `made` holds the strategy, the scenario and the parts once they are made, shared by all runs of a request. It takes
+    no part in comparison, and a pickled configuration goes without it.
+    """
 
     scenario: str
     scenario_fields: dict[str, Any]  # every field
     strategy: str
     strategy_fields: dict[str, Any]  # every field
     preset: str | None
-    parts: tuple[str, ...]  # of --with
+    parts: tuple[str, ...]  # of --with, each in its one spelling
     backbone: str
     weights: Path | None
     seed: int
     device: str
     precision: str  # fp32, bf16 or auto
-    threads: int | None
+    threads: int | None  # None: whatever the machine gives
+    image_size: int | None  # pixels; None: that of the weights
+    eval_every: int | None  # images between evaluations inside an experience
+    checkpoint_minutes: float
     data_dir: Path | None
     out: Path
-    image_size: int | None = None
-    checkpoint_minutes: float = 10.0
-    eval_every: int | None = None
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def make_parts(self):
-        from clsim.parts import named_part
-
-        return [named_part(text) for text in self.parts]
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"made": {}}
 
     def hash(self, *fingerprints: str) -> str:
         """8 hex digits over everything that can change a result; `fingerprints` are those of weights and data.
 
-        Paths are left out; a user's plug-in counts with its text.
+        Paths are left out. Plug-ins count with the texts of their files and of those of their base classes, built-in
+        or not. Options that are not set do not count: a new one leaves old hashes as they are.
         """
+        options = {name: value for name in HASHED if (value := getattr(self, name)) is not None}
         content = {
-            "scenario": [plugins.identity(self.scenario), self.scenario_fields],
-            "strategy": [plugins.identity(self.strategy), self.strategy_fields],
-            "parts": self.parts,
-            "backbone": self.backbone,
-            "seed": self.seed,
-            "precision": self.precision,
+            "scenario": [plugins.identity(self.scenario, type(self._scenario)), self.scenario_fields],
+            "strategy": [plugins.identity(self.strategy, type(self._strategy)), self.strategy_fields],
+            "parts": [[plugins.identity(each.name, type(each.made)), each.fields] for each in self._parts],
+            **options,
             "device": self.device.partition(":")[0],
-            "threads": self.threads,
             "fingerprints": fingerprints,
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
     def make_strategy(self) -> Any:
-        """The strategy with these fields. Raises RequestError if they do not fit it."""
-        return make(plugins.load("strategies", self.strategy), self.strategy_fields, self.strategy)
+        """A strategy with these fields, the caller's own. Raises RequestError if they do not fit it."""
+        return copy.deepcopy(self._strategy)
 
     def make_scenario(self) -> Any:
-        """The scenario with these fields. Raises RequestError if they do not fit it."""
-        return make(plugins.load("scenarios", self.scenario), self.scenario_fields, self.scenario)
+        """A scenario with these fields, the caller's own. Raises RequestError if they do not fit it."""
+        return copy.deepcopy(self._scenario)
+
+    def make_parts(self) -> list[Any]:
+        """The parts of --with, the caller's own, in the order given. Raises RequestError if their fields do not fit."""
+        return [copy.deepcopy(each.made) for each in self._parts]
+
+    @property
+    def _strategy(self) -> Any:
+        return _once(self.made, "strategies", self.strategy, self.strategy_fields)
+
+    @property
+    def _scenario(self) -> Any:
+        return _once(self.made, "scenarios", self.scenario, self.scenario_fields)
+
+    @property
+    def _parts(self) -> list[NamedPart]:
+        missing = [text for text in self.parts if text not in self.made]
+        self.made.update({text: named_part(text) for text in missing})
+        return [self.made[text] for text in self.parts]
 
     def directory(self, variant: str, digest: str) -> Path:
         """The run directory; `variant` joins the scenario's name, `digest` comes from `hash`."""
@@ -108,7 +110,8 @@ class RunConfig:
             "scenario": {"name": self.scenario, **self.scenario_fields},
             "strategy": {"name": self.strategy, **self.strategy_fields},
         }
-        top = {"with" if f.name == "parts" else f.name: getattr(self, f.name) for f in fields(self)}
+        names = [f.name for f in fields(self) if f.name != "made"]
+        top = {"with" if name == "parts" else name: getattr(self, name) for name in names}
         lines = [f"{k} = {_toml(v)}" for k, v in top.items() if k.removesuffix("_fields") not in tables]
         for name, table in tables.items():
             lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
@@ -116,9 +119,22 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, text: str) -> "RunConfig":
-        """What `to_toml` wrote. Raises RequestError if its plug-ins are no longer to be had."""
+        """What `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available."""
         (config,) = _plan(_read_toml(text, "config.toml"), _Layer())
         return config
+
+
+def _key(kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> str:
+    """Equal for what would be made alike."""
+    return f"{kind} {name} {values!r}"
+
+
+def _once(made: dict[str, Any], kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> Any:
+    """The plug-in that was made of these values before, or is made now."""
+    key = _key(kind, name, values)
+    if key not in made:
+        made[key] = make(plugins.load(kind, name), values, plugins.label(name))
+    return made[key]
 
 
 def _safe(name: str) -> str:
@@ -156,7 +172,8 @@ class _Layer:
     scenario: dict[str, Any] = field(default_factory=dict)  # its fields
     every: dict[str, Any] = field(default_factory=dict)  # fields of every strategy that has them
     single: dict[str, dict[str, Any]] = field(default_factory=dict)  # strategy -> fields of it alone
-    origin: str = ""  # begins messages
+    flags: set[str] = field(default_factory=set)  # fields that were written as options: --lr 0.1
+    origin: str = ""  # prefix of error messages
 
     def get(self, option: str) -> Any:
         """The option's value; None, and the text ``none``, where it is not given."""
@@ -169,9 +186,9 @@ def plan(
 ) -> list[RunConfig]:
     """Every run that is asked for: each strategy with each seed, in the order given, on each pair of domains.
 
-    `options` has OPTIONS, None standing for "not given"; `fields` ``name=value`` texts, or a mapping, with names as
-    on the command line (``x``, ``l2p.x``, ``scenario.x``); `toml` is a file with the same tree. Loads the plug-ins to
-    check values. Raises RequestError for whatever does not fit.
+    `options` has OPTIONS, where None means "not given"; `fields` ``name=value`` texts, or a mapping, with names as
+    on the command line (``x``, ``l2p.x``, ``scenario.x``, ``--x``); `toml` is a file with the same tree. Loads the
+    plug-ins to check values. Raises RequestError for whatever does not fit.
     """
     pairs = fields if isinstance(fields, Mapping) else dict(map(split_field, fields))
     if toml is not None and not toml.is_file():
@@ -187,9 +204,12 @@ def _command_line(options: Mapping[str, Any], pairs: Mapping[str, Any]) -> _Laye
         if name not in OPTIONS:
             raise unknown("option", name, OPTIONS)
         if value is not None:
-            (layer.every if name in ("epochs", "batch_size") else layer.options)[name] = value
+            (layer.every if OPTIONS[name].of_strategy else layer.options)[name] = value
     for name, value in pairs.items():
-        prefix, _, key = name.rpartition(".")
+        as_option = name.startswith("--")
+        prefix, _, key = (name[2:].replace("-", "_") if as_option else name).rpartition(".")
+        if as_option:
+            layer.flags.add(key)
         table = (
             layer.scenario if prefix == "scenario" else layer.single.setdefault(prefix, {}) if prefix else layer.every
         )
@@ -210,10 +230,8 @@ def _read_toml(text: str, origin: str) -> _Layer:
             if "name" in value:
                 layer.options[name] = value.pop("name")
             (layer.scenario if name == "scenario" else layer.every).update(value)
-        elif name in ("epochs", "batch_size"):
-            layer.every[name] = value
         elif name in OPTIONS:
-            layer.options[name] = value
+            (layer.every if OPTIONS[name].of_strategy else layer.options)[name] = value
         elif isinstance(value, dict):
             layer.single[key] = value
         else:
@@ -224,61 +242,66 @@ def _read_toml(text: str, origin: str) -> _Layer:
 def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
     """The runs of two layers, the second winning."""
 
-    def option(name: str, default: Any = None) -> Any:
+    def option(name: str) -> Any:
         given = [layer.get(name) for layer in (line, file)]
-        return next((value for value in given if value is not None), default)
+        value = next((value for value in given if value is not None), OPTIONS[name].default)
+        return OPTIONS[name].checker(value, name)
 
-    scenario = check(option("scenario", "split_digits"), str, "scenario")
+    scenario, seeds, backbone = option("scenario"), option("seed"), option("backbone")
     scenario_class = plugins.load("scenarios", scenario)
-    scenario_name = plugins.label(scenario)
-    strategies = _strategies(option("strategy", "l2p"))
+    strategies = _strategies(option("strategy"))
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
-    values, backbones = _presets(classes, check(option("preset"), str | None, "preset"))
+    values, backbones = _presets(classes, option("preset"))
     # a file that compares several strategies may be run with one of them
     for layer, others in ((file, _names(file.get("strategy") or ())), (line, [])):
         try:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    asked = make(scenario_class, file.scenario | line.scenario, scenario_name)
-    on_scenario = [resolved(asked) | changes for changes in asked.expanded()]
-    common = _checked_options(option)
+    parts = {each.text: each for each in map(named_part, split(option("with")))}
+    made: dict[str, Any] = dict(parts)
+    streams = _streams(scenario, make(scenario_class, file.scenario | line.scenario, plugins.label(scenario)), made)
+    common = {name: option(name) for name, each in OPTIONS.items() if each.per_run}
     configs = []
-    for name, full_name in strategies.items():
-        made = _fitting(make(classes[name], values[name], name), name, common["parts"])
-        backbone = (
-            check(option("backbone"), str | None, "backbone")
-            or backbones.get(name)
-            or registry.default_backbone(made.needs_text)
-        )
-        settled = resolved(made)
-        for seed in _seeds(option("seed", 0)):
-            configs += [
-                RunConfig(scenario, fields, full_name, settled, backbone=backbone, seed=seed, **common)
-                for fields in on_scenario
-            ]
+    for name, cls in classes.items():
+        asked = make(cls, values[name], name)
+        full_name, settled, left = under_one_name(strategies[name], resolved(asked), [*parts.values()])
+        if full_name == strategies[name]:
+            made[_key("strategies", full_name, settled)] = asked
+        strategy = _fitting(_once(made, "strategies", full_name, settled), name, parts.values())
+        common["backbone"] = backbone or backbones.get(name) or registry.default_backbone(strategy.needs_text)
+        common["parts"] = tuple(each.text for each in left)
+        for seed in seeds:
+            for stream in streams:
+                configs.append(RunConfig(scenario, stream, full_name, settled, seed=seed, made=made, **common))
     return configs
 
 
-def _fitting(strategy: Any, name: str, parts: Sequence[str]) -> Any:
-    """The strategy itself. Raises RequestError for a part that adds to a loss where there is none."""
-    from clsim.parts import REGULARISERS
+def _streams(scenario: str, asked: Any, made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fields of each stream that a scenario stands for: one, or one for each pair of domains."""
+    settled = resolved(asked)
+    made[_key("scenarios", scenario, settled)] = asked
+    return [settled | changes for changes in asked.expanded()]
 
-    for text in parts:
-        if text.partition(":")[0] in REGULARISERS and not strategy.has_gradients:
-            raise RequestError(f"--with {text} adds to the training loss, and {name} learns without one")
+
+def _fitting(strategy: Any, name: str, parts: Iterable[NamedPart]) -> Any:
+    """The strategy itself. Raises RequestError for a part that adds to a loss where there is none."""
+    for each in parts:
+        if getattr(each.made, "adds_to_loss", False) and not strategy.has_gradients:
+            raise RequestError(f"--with {each.text} adds to the training loss, and {name} learns without one")
     return strategy
 
 
 def _names(value: Any) -> list[str]:
     """``a,b`` or a list of texts -> names, each once."""
-    return list(dict.fromkeys(check(value, tuple[str, ...], "a list of names")))
+    found: list[str] = OPTIONS["strategy"].checker(value, "strategy")
+    return found
 
 
-def _strategies(value: Any) -> dict[str, str]:
+def _strategies(names: Sequence[str]) -> dict[str, str]:
     """Short name -> name of every strategy asked for."""
     found: dict[str, str] = {}
-    for name in _names(value):
+    for name in names:
         other = found.setdefault(plugins.label(name), name)
         if other != name:
             raise RequestError(f"{other} and {name} have the same short name: rename one of the classes")
@@ -307,6 +330,9 @@ def _assign(
     """Put a layer's fields into each strategy's `values`; those of `others` that are not in the run are left out."""
     for key, value in layer.every.items():
         owners = [name for name, cls in classes.items() if key in field_types(cls)]
+        if not owners and key in layer.flags - field_types(scenario_class).keys():
+            own = {flag(name) for cls in classes.values() for name in field_types(cls)}
+            raise unknown("option", flag(key), {*map(flag, OPTIONS), *own})
         if not owners:
             raise _homeless(key, value, list(classes.values()), scenario_class, ", ".join(classes))
         for name in owners:
@@ -326,55 +352,10 @@ def _homeless(
     if key in field_types(scenario_class):
         return RequestError(f"{key} is a field of the scenario: write scenario.{key}={value}")
     if key.replace("-", "_") in OPTIONS:
-        return RequestError(f"{key} is an option: write --{key.replace('_', '-')} {value}")
+        return RequestError(f"{key} is an option: write {flag(key)} {value}")
     own = sorted({name for cls in classes for name in field_types(cls)})
     of_scenario = [name for name in field_types(scenario_class) if name not in own]
     near = difflib.get_close_matches(key, [*own, *of_scenario], n=1, cutoff=0.4)
     hint = f" (did you mean {'scenario.' * (near[0] in of_scenario)}{near[0]}?)" if near else ""
     known = ", ".join([*own, *(f"scenario.{name}" for name in of_scenario)])
     return RequestError(f"{names} has no field {key!r}{hint}; there are: {known}")
-
-
-def _seeds(value: Any) -> list[int]:
-    """``0,1,2``, a list or a number -> seeds, each once."""
-    seeds = list(dict.fromkeys(check(value, tuple[int, ...], "seed")))
-    if not seeds or min(seeds) < 0:
-        raise RequestError(f"seed must be one or more whole numbers of at least 0, not {value!r}")
-    return seeds
-
-
-def _checked_options(option: Any) -> dict[str, Any]:
-    """The options that every run of a plan shares."""
-    from clsim.parts import named_part  # late: memories import torch
-
-    parts = tuple(_names(option("with", ())))
-    for text in parts:
-        named_part(text)
-    device = str(option("device", "auto"))
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, not {device!r}")
-    threads = check(option("threads"), int | None, "threads")
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads must be at least 1, not {threads}")
-    weights = _path(option("weights"), "weights")
-    if weights is not None and not weights.is_file():
-        raise RequestError(f"no weights file {weights}")
-    return {
-        "preset": option("preset"),
-        "parts": parts,
-        "weights": weights,
-        "device": device,
-        "precision": check(option("precision", "auto"), Literal["auto", "fp32", "bf16"], "precision"),
-        "threads": threads,
-        "data_dir": _path(option("data_dir") or os.environ.get("CLSIM_DATA_DIR") or None, "data_dir"),
-        "out": _path(option("out", "runs"), "out"),
-        "image_size": check(option("image_size"), int | None, "image_size"),
-        "checkpoint_minutes": check(option("checkpoint_minutes", 10.0), float, "checkpoint_minutes"),
-        "eval_every": check(option("eval_every"), int | None, "eval_every"),
-    }
-
-
-def _path(value: Any, name: str) -> Path | None:
-    return (
-        None if value is None else Path(check(str(value) if isinstance(value, Path) else value, str, name)).expanduser()
-    )

@@ -11,7 +11,7 @@ from clsim import plugins
 from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
 
-SECTIONS = ("scenarios", "strategies", "backbones")
+SECTIONS = ("scenarios", "strategies", "parts", "backbones")
 CACHED = ("tables", "features")  # folders of the cache
 
 
@@ -35,7 +35,7 @@ def names(section: str | None = None, plain: bool = False) -> str:
 
 
 def _summary(kind: plugins.Kind, name: str) -> str:
-    """A plug-in's summary, or why there is none: a broken plug-in must not hide the others."""
+    """A plug-in's summary, or why there is none: one that cannot be read must not hide the others."""
     try:
         return plugins.describe(kind, name).summary
     except RequestError as error:
@@ -43,18 +43,18 @@ def _summary(kind: plugins.Kind, name: str) -> str:
 
 
 def about(name: str) -> str:
-    """All there is to say of a strategy, a scenario or a bundled backbone. Raises RequestError if there is none."""
+    """Everything about a strategy, a scenario, a part or a bundled backbone. Raises RequestError if there is none."""
     if name in registry.BUNDLED:
         return _backbone(name)
     kinds = plugins.kinds(name)
     if not kinds:
         known = [*registry.BUNDLED, *(each for kind in plugins.KINDS for each in plugins.names(kind))]
-        raise unknown("strategy, scenario or backbone", name, known)
+        raise unknown("strategy, scenario, part or backbone", name, known)
     return "\n\n".join(_plugin(plugins.describe(kind, name)) for kind in kinds)
 
 
 def _backbone(name: str) -> str:
-    """A backbone's description, and what was noted beside its weights."""
+    """A backbone's description, and the notes that its weights come with."""
     text = f"{name} (backbone)\n\n{registry.describe(name)}"
     notes = Path(registry.__file__).parent / "weights" / f"{name}.json"
     return "\n".join([text, "", *_tree(json.loads(notes.read_text()))]) if notes.is_file() else text
@@ -76,10 +76,11 @@ def _plugin(plugin: plugins.Description) -> str:
     """What a plug-in's file says."""
     single = plugins.SINGULAR[plugin.kind]
     prefix = "scenario." if plugin.kind == "scenarios" else ""
-    blocks = [f"{plugin.name} ({single})", plugin.doc, f"file: {plugin.path}"]
+    blocks = [f"{plugin.name} ({single})", plugin.doc, f"file: {plugin.path}", _spellings(plugin)]
     own = [field for field in plugin.fields if not field.inherited]
     shared = [field for field in plugin.fields if field.inherited]
-    for title, group in ((f"fields ({prefix}name=value)", own), (f"fields of every {single}", shared)):
+    how = f"--with {plugin.alias_of or plugin.name},name=value" if plugin.kind == "parts" else f"{prefix}name=value"
+    for title, group in ((f"fields ({how})", own), (f"fields of every {single}", shared)):
         if group:
             rows = [(f"  {prefix}{f.name}", _type(f.annotation), _default(f.default), f.meaning) for f in group]
             blocks.append(f"{title}\n{columns(rows)}")
@@ -89,8 +90,19 @@ def _plugin(plugin: plugins.Description) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
+def _spellings(plugin: plugins.Description) -> str:
+    """The other ways to ask for a part or a strategy."""
+    if plugin.same_as:
+        return f"the same as: {plugin.same_as}"
+    lines = []
+    for name, fixed in {plugin.alias_of or plugin.name: {}, **plugin.aliases}.items():
+        meaning = f" ({_values(fixed)})" if fixed else ""
+        lines += [f"--with {':'.join((name, *map(str.upper, plugin.short)))}{meaning}"] if plugin.short else []
+    return "\n".join(lines)
+
+
 def _values(values: dict[str, Any]) -> str:
-    """A preset as it would be given on the command line."""
+    """Values of fields as they are written on the command line."""
     return " ".join(f"{key}={_default(str(value))}" for key, value in values.items()) or "(the defaults)"
 
 
@@ -135,7 +147,7 @@ def clear_cache(folder: Path) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Every table and feature bank. Other files in the folder are none of ours."""
+    """Every table and feature bank; other files in the folder are left alone."""
     return [entry for kind in CACHED if (folder / kind).is_dir() for entry in sorted((folder / kind).iterdir())]
 
 

@@ -1,13 +1,14 @@
-"""Finds strategies and scenarios: in the built-in folders, by entry points, or as path/to/file.py:Class.
+"""Finds strategies, scenarios and parts: in the built-in folders, by entry points, or as path/to/file.py:Class.
 
 `describe` reads a plug-in's file and never runs it; only `load` imports.
 """
 
 import ast
-import hashlib
 import importlib.util
+import re
 import sys
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -16,14 +17,22 @@ from types import ModuleType
 from typing import Any, Literal
 
 import clsim
+from clsim import provenance
 from clsim.errors import RequestError, unknown
-from clsim.written import Class, Field, body, lineage, module_file, read
+from clsim.written import Class, Field, body, is_dataclass, lineage, module_file, read
 
-Kind = Literal["strategies", "scenarios"]
-KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
-SINGULAR = {"strategies": "strategy", "scenarios": "scenario"}
-# kind -> the class that its plug-ins have among their bases, the module that holds it
-BASES = {"strategies": ("Strategy", "clsim.strategy"), "scenarios": ("Scenario", "clsim.data.streams")}
+Kind = Literal["strategies", "scenarios", "parts"]
+KINDS: tuple[Kind, ...] = ("strategies", "scenarios", "parts")
+SINGULAR = {"strategies": "strategy", "scenarios": "scenario", "parts": "part"}
+# kind -> the base class of its plug-ins, the module that holds it
+BASES = {
+    "strategies": ("Strategy", "clsim.strategy"),
+    "scenarios": ("Scenario", "clsim.data.streams"),
+    "parts": ("Part", "clsim.events"),
+}
+ROOTS = {module for _, module in BASES.values()}
+# a class of a file that may hold a part; most files of that folder hold what plug-ins are made of
+MAY_BE_PART = re.compile(r"^@(dataclasses\.)?dataclass\b.*\n(@.*\n)*class [A-Za-z]\w*\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,13 @@ class Description:
     path: Path
     class_name: str
     summary: str  # first line of the docstring
-    doc: str
+    doc: str  # the whole docstring
     fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
     presets: dict[str, dict[str, Any]]
+    short: tuple[str, ...] = ()  # of a part: fields whose values may follow its name, NAME:VALUE:VALUE
+    aliases: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a part: other name -> fields that it fixes
+    same_as: str = ""  # of a strategy: another one with a part, "STRATEGY --with PART,FIELD=OWN_FIELD"
+    alias_of: str | None = None  # the part's own name, where it was asked for by another one
 
 
 @dataclass(frozen=True)
@@ -48,21 +61,22 @@ class Place:
     path: Path
     class_name: str | None = None  # None: the only one in the file
     module: str | None = None  # what to import; None: the file itself
+    alias_of: str | None = None  # the part's own name
 
 
-def names(kind: Kind) -> list[str]:
-    """Every plug-in that can be asked for by a plain name, sorted."""
-    return sorted({place.name for place in _places(kind)})
+def names(kind: Kind, aliases: bool = False) -> list[str]:
+    """Every plug-in that a plain name asks for, sorted; with `aliases` also the other names that they have."""
+    return sorted({place.name for place in _places(kind) if aliases or place.alias_of is None})
 
 
 def kinds(name: str) -> list[Kind]:
-    """The kinds of plug-in that are called `name`; a user's file is of the kind that its class's bases tell."""
+    """The kinds of plug-in that are called `name`; the kind of a user's class is that of its bases."""
     if not is_file(name):
-        return [kind for kind in KINDS if name in names(kind)]
+        return [kind for kind in KINDS if name in names(kind, aliases=True)]
     place = _find("strategies", name)
     asked = read(place.path).classes.get(place.class_name or "")
-    # neither: `describe` will say what a strategy needs
-    return [kind for kind in KINDS if asked is not None and lineage(asked, BASES[kind][0])] or ["strategies"]
+    found: list[Kind] = [kind for kind in KINDS if asked is not None and _is_a(kind, asked)]
+    return found or ["strategies"]  # none: `describe` will say what a strategy needs
 
 
 def describe(kind: Kind, name: str) -> Description:
@@ -73,17 +87,43 @@ def describe(kind: Kind, name: str) -> Description:
     for written in reversed(lineage(own, BASES[kind][0])):
         declared, assigned = body(written)
         constants = constants | assigned
-        for field in declared:  # one that stands above keeps its place, and its meaning where none is given
-            above = merged.get(field.name)
-            meaning = field.meaning or (above.meaning if above else "")
-            merged = merged | {field.name: replace(field, meaning=meaning)}
-    try:
-        presets = ast.literal_eval(constants["presets"]) if "presets" in constants else {}
-    except ValueError as error:
-        raise RequestError(f"{place.path}: presets of {own.node.name} must be a literal") from error
+        for each in declared:  # one that a base class has keeps its place, and its meaning where none is given
+            above = merged.get(each.name)
+            meaning = each.meaning or (above.meaning if above else "")
+            merged = merged | {each.name: replace(each, meaning=meaning)}
     doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
-    every = tuple(merged.values())
-    return Description(name, kind, place.path, own.node.name, doc.partition("\n")[0], doc, every, presets)
+    names = body(own)[1]  # other names are not inherited: they mean the base class
+    return Description(
+        name=name,
+        kind=kind,
+        path=place.path,
+        class_name=own.node.name,
+        summary=doc.partition("\n")[0],
+        doc=doc,
+        fields=tuple(merged.values()),
+        presets=_literal(constants, "presets", own, {}),
+        short=tuple(_literal(constants, "short", own, ())),
+        aliases=_literal(names, "aliases", own, {}),
+        same_as=_literal(names, "same_as", own, ""),
+        alias_of=place.alias_of,
+    )
+
+
+def _literal(constants: dict[str, ast.expr], name: str, owner: Class, default: Any) -> Any:
+    """The value of a class variable. Raises RequestError if it cannot be read without running the file."""
+    try:
+        return ast.literal_eval(constants[name]) if name in constants else default
+    except ValueError as error:
+        raise RequestError(f"{owner.file.path}: {name} of {owner.node.name} must be a literal") from error
+
+
+def renamed() -> Iterator[Description]:
+    """The strategies that declare `same_as`: each is the same method as another strategy with a part."""
+    for place in _places("strategies"):
+        if "same_as" in provenance.source(place.path):
+            described = describe("strategies", place.name)
+            if described.same_as:
+                yield described
 
 
 def load(kind: Kind, name: str) -> type[Any]:
@@ -95,9 +135,9 @@ def load(kind: Kind, name: str) -> type[Any]:
     except Exception as error:  # whatever a plug-in's author got wrong: they need its name, its file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
-    configured = {field.name for field in fields(found)}
-    for field in described.fields:
-        if field.name not in configured:
+    configured = {each.name for each in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
+    for each in described.fields:
+        if each.name not in configured:
             raise RequestError(f"{described.class_name} ({place.path}) declares fields: put @dataclass above the class")
     return found
 
@@ -112,12 +152,16 @@ def is_file(name: str) -> bool:
     return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
 
 
-def identity(name: str) -> str:
-    """What tells a plug-in from others in a configuration's hash: its name; for a user's file its class and text."""
-    if not is_file(name):
-        return name
-    path, _, class_name = name.rpartition(":")
-    return f"{class_name}@{_digest(Path(path).expanduser())}"
+def identity(name: str, cls: type[Any]) -> str:
+    """A plug-in in a run's hash: its short name, and a digest of the files of its class and of all its base classes.
+
+    clsim's own roots are left out (they are part of the digest of clsim's code), and so is what Python or torch bring.
+    """
+    foreign = {*sys.stdlib_module_names, "torch", "numpy"}
+    modules = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__ not in ROOTS)
+    files = [sys.modules[name].__file__ for name in modules if name.partition(".")[0] not in foreign]
+    texts = [provenance.source(Path(file)) for file in files if file is not None]
+    return f"{name.rpartition(':')[2]}@{provenance.digest(texts)}"
 
 
 # finding
@@ -143,47 +187,78 @@ def _find(kind: Kind, name: str) -> Place:
 def _places(kind: Kind) -> list[Place]:
     """Everything in the built-in folders, and what installed packages announce by entry points."""
     found = []
-    for folder in clsim.__path__:  # two of them in a checkout, where the plug-in folders lie beside the package
+    for folder in clsim.__path__:  # two of them in a checkout, where the plug-in folders lie next to the package
         for file in sorted((Path(folder) / kind).glob("[!_]*.py")):
-            found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
+            if kind != "parts" or _holds_part(file):
+                found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
     for entry in entry_points(group=f"clsim.{kind}"):
         path = module_file(entry.module) or Path(*entry.module.split(".")).with_suffix(".py")
         found.append(Place(entry.name, path, entry.attr or None, entry.module))
-    return found
+    return [*found, *(alias for place in found if kind == "parts" for alias in _aliases(place))]
+
+
+def _holds_part(path: Path) -> bool:
+    """Whether a file has one public dataclass that inherits from Part."""
+    if not MAY_BE_PART.search(provenance.source(path)):
+        return False
+    return len(_public("parts", read(path).classes.values())) == 1
+
+
+def _aliases(place: Place) -> list[Place]:
+    """The part by its other names; none where its file cannot be read, which `describe` reports."""
+    try:
+        if "aliases" not in provenance.source(place.path):
+            return []
+        own = _plugin_class("parts", place)
+        found = _literal(body(own)[1], "aliases", own, {})
+    except RequestError:
+        return []
+    return [replace(place, name=name, alias_of=place.name) for name in found]
 
 
 # reading
 
 
+def _is_a(kind: Kind, written: Class) -> bool:
+    """Whether a class is a plug-in of this kind. A strategy inherits from Part, too, and is no part."""
+    is_strategy = bool(lineage(written, BASES["strategies"][0]))
+    return is_strategy if kind == "strategies" else not is_strategy and bool(lineage(written, BASES[kind][0]))
+
+
+def _public(kind: Kind, classes: Iterable[Class]) -> list[Class]:
+    """The public plug-ins of a file. Among parts only dataclasses count: others are what these are made of."""
+    found = [each for each in classes if not each.node.name.startswith("_") and _is_a(kind, each)]
+    return found if kind != "parts" else [each for each in found if is_dataclass(each)]
+
+
 def _plugin_class(kind: Kind, place: Place) -> Class:
-    """The class asked for; where none is named, the only public one that stands below Strategy (or Scenario)."""
+    """The class asked for; where none is named, the only public one that inherits from Strategy, Scenario or Part."""
     base = BASES[kind][0]
     classes = read(place.path).classes
-    below = [name for name, written in classes.items() if lineage(written, base)]
-    public = [name for name in below if not name.startswith("_")]
+    public = _public(kind, classes.values())
+    known = ", ".join(each.node.name for each in public)
     if place.class_name is None:
         if len(public) != 1:
-            what = (
-                f"{len(public)} public classes below {base} ({', '.join(public)})"
-                if public
-                else f"no class below {base}"
-            )
-            raise RequestError(f"{place.path} has {what}; a {SINGULAR[kind]}'s file has one")
-        return classes[public[0]]
-    if place.class_name not in classes:
-        raise unknown(f"class in {place.path} called", place.class_name, public)
-    if place.class_name not in below:
-        raise RequestError(f"{place.class_name} in {place.path} is no {SINGULAR[kind]}: {base} is not among its bases")
-    return classes[place.class_name]
+            what = f"{len(public)} public classes that inherit from {base} ({known})" if public else f"no {base}"
+            raise RequestError(f"{place.path} has {what}; the file of a {SINGULAR[kind]} has one")
+        return public[0]
+    asked = classes.get(place.class_name)
+    if asked is None:
+        raise unknown(f"class in {place.path} called", place.class_name, known.split(", "))
+    if not _is_a(kind, asked):
+        strategy = kind == "parts" and lineage(asked, BASES["strategies"][0])
+        why = "it is a strategy" if strategy else f"{base} is not among its bases"
+        raise RequestError(f"{place.class_name} in {place.path} is no {SINGULAR[kind]}: {why}")
+    return asked
 
 
 @cache
 def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
-    """Fields of Strategy or Scenario by their names, and its class variables, read from clsim's own file."""
+    """Fields of Strategy, Scenario or Part by their names, and its class variables, read from clsim's own file."""
     name, module = BASES[kind]
     file = read(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
     declared, constants = body(file.classes[name])
-    return {field.name: replace(field, inherited=True) for field in declared}, constants
+    return {each.name: replace(each, inherited=True) for each in declared}, constants
 
 
 # importing
@@ -191,7 +266,7 @@ def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
 
 def _import_file(path: Path) -> ModuleType:
     """A user's file as a module; the same module if its text has been imported before."""
-    name = f"clsim_file_{_digest(path)}_{path.stem}"
+    name = f"clsim_file_{provenance.digest([str(path.resolve()), provenance.source(path)])}_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
@@ -203,14 +278,6 @@ def _import_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def _digest(path: Path) -> str:
-    """12 hex digits of a file's text."""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _reason(error: Exception) -> str:

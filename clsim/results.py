@@ -1,7 +1,8 @@
-"""Finished runs, read back."""
+"""Finished runs, read back: the one reader of run directories. It does without torch until a learner is asked for."""
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,41 +11,99 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clsim import provenance, rundir
 from clsim.errors import RequestError
-from clsim.recorders.journal import read_records
+
+# what every reader of these files relies on
+NEEDED = {
+    rundir.CONFIG: ("scenario", "strategy"),
+    rundir.MATRIX: ("correct", "total", "experiences"),
+    rundir.SUMMARY: ("scenario", "strategy", "backbone", "seed", "config_hash", "metrics", "cost"),
+}
+# options that say where things are, how a run was asked for or how it is watched: no result depends on them
+NO_SETTINGS = ("seed", "out", "data_dir", "preset", "checkpoint_minutes", "eval_every")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its configuration, its figures, and its final learner."""
+    """A finished run: its configuration, its results, and its final learner."""
 
     directory: Path
-    config: dict[str, Any]
+    config: dict[str, Any]  # config.toml
     matrix: dict[str, Any]  # correct, total, experiences, classes: see matrix.json
-    summary: dict[str, Any]
+    summary: dict[str, Any]  # summary.json
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Every measure of the run; None where it has no meaning, with the reason in `summary["notes"]`."""
+        """Every metric of the run; None where it is undefined, with the reason in `summary["notes"]`."""
         return self.summary["metrics"]  # type: ignore[no-any-return]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Metrics and costs by name; `trainable_percent` is trainable parameters in % of the backbone's.
+
+        A run of an earlier version may lack some of the costs.
+        """
+        cost = dict(self.summary["cost"])
+        if cost.get("backbone_parameters") and "trainable_parameters" in cost:
+            cost["trainable_percent"] = 100 * cost["trainable_parameters"] / cost["backbone_parameters"]
+        return {**cost, **self.metrics, "seconds": self.summary.get("seconds")}
+
+    @cached_property
+    def scenario_settings(self) -> dict[str, Any]:
+        """The fields of the scenario."""
+        return {key: value for key, value in self.config["scenario"].items() if key != "name"}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the strategy, and the options that a result may depend on."""
+        fields = {key: value for key, value in self.config["strategy"].items() if key != "name"}
+        elsewhere = (*NO_SETTINGS, "scenario", "strategy", "backbone")
+        options = {key: value for key, value in self.config.items() if key not in elsewhere}
+        if "device" in options:
+            options["device"] = options["device"].partition(":")[0]  # cuda:0 and cuda:1 are alike, as in the hash
+        return fields | options
+
+    @cached_property
+    def code_note(self) -> str | None:
+        """A sentence that says that this run was made by other code than the present one; None if it was not."""
+        made, now = self.summary.get("code"), provenance.code_digest()
+        if made == now:
+            return None
+        what = "an earlier version of clsim" if made is None else f"other code of clsim ({made}, now {now})"
+        return f"made by {what}: repeat with --fresh to run it again"
 
     @cached_property
     def events(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """What was recorded, as arrays: ``run.events["step"]["loss"]``; lists and objects stand in object arrays."""
-        columns: dict[str, dict[str, list[Any]]] = {}
-        for record in read_records(self.directory / "events.jsonl"):
-            kind = columns.setdefault(record.pop("event"), {})
-            for name, value in record.items():
-                kind.setdefault(name, []).append(value)
-        return {kind: {name: _column(values) for name, values in fields.items()} for kind, fields in columns.items()}
+        """What was recorded, as arrays: ``run.events["step"]["loss"]``.
 
-    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
-        """(N,3,H,W) uint8 images -> (N,) class ids, by the final learner, among all the classes it learned."""
-        return self._predictor(np.asarray(images))  # type: ignore[no-any-return]
+        Lists and objects are the elements of object arrays; a record without a field that others of its kind have is
+        None there. Raises RequestError, naming the file, if it is missing or broken.
+        """
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for record in rundir.read_records(self.directory / rundir.EVENTS):
+            kinds.setdefault(record.pop("event"), []).append(record)
+        found = {}
+        for kind, records in kinds.items():
+            names = dict.fromkeys(name for record in records for name in record)
+            found[kind] = {name: _column([record.get(name) for record in records]) for name in names}
+        return found
+
+    def predict(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.int64]:
+        """(N,3,H,W) uint8 images -> (N,) class ids, by the final learner, among all the classes it learned.
+
+        `task` is the index, from 0, of the experience that all images, or each of (N,), come from: they are classified
+        among its classes. Raises RequestError where the protocol does not reveal it.
+        """
+        return np.asarray(self._predictor.predict(images, task), dtype=np.int64)
+
+    def scores(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.float32]:
+        """(N,3,H,W) uint8 images -> (N, num_classes) logits, of classes not learned, too; `task` as in `predict`."""
+        return np.asarray(self._predictor.scores(images, task), dtype=np.float32)
 
     @cached_property
     def _predictor(self) -> Any:
-        from clsim.prediction import Predictor
+        from clsim.prediction import Predictor  # late: needs torch, and lies above this module
 
         return Predictor(self.directory)
 
@@ -58,12 +117,31 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 
 def load(directory: str | Path) -> Run:
-    """The run in `directory`. Raises RequestError if there is none, or it has not finished."""
+    """The run in `directory`.
+
+    Raises RequestError if there is none, if it has not finished, or, naming the file, if one is missing or broken.
+    """
     directory = Path(directory)
-    if not (directory / "summary.json").exists():
-        unfinished = (directory / "config.toml").exists()
+    if not (directory / rundir.SUMMARY).exists():
+        unfinished = (directory / rundir.CONFIG).exists()
         raise RequestError(
             f"{directory} holds {'an unfinished run; repeat its command to go on' if unfinished else 'no run'}"
         )
-    read = {name: json.loads((directory / f"{name}.json").read_text()) for name in ("matrix", "summary")}
-    return Run(directory, tomllib.loads((directory / "config.toml").read_text()), read["matrix"], read["summary"])
+    return Run(
+        directory,
+        _read(directory / rundir.CONFIG, tomllib.loads),
+        _read(directory / rundir.MATRIX, json.loads),
+        _read(directory / rundir.SUMMARY, json.loads),
+    )
+
+
+def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """A file of a finished run, with what is NEEDED in it. Raises RequestError."""
+    try:
+        tree = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is missing or broken: {error!r}") from error
+    absent = [key for key in NEEDED[path.name] if key not in tree] if isinstance(tree, dict) else NEEDED[path.name]
+    if absent:
+        raise RequestError(f"{path} is not what a run writes: it has no {', '.join(absent)}")
+    return tree

@@ -1,23 +1,31 @@
-"""Run directories: one process at a time, and removal."""
+"""A run directory: the names of its files, its journal read back, its lock and its removal."""
 
 import contextlib
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clsim.errors import RequestError
 
+CONFIG = "config.toml"  # every option and field
+ENVIRONMENT = "env.json"  # versions, code, device and data
+EVENTS = "events.jsonl"  # the journal: every step and evaluation
+CHECKPOINT = "checkpoint"  # a folder; see clsim.checkpoint
+MATRIX = "matrix.json"  # integer counts of every evaluation
+SUMMARY = "summary.json"  # metrics and costs; written last: where it exists, the run has finished
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory. Raises RequestError if one is at work there."""
+    """Keep other processes out of a run directory. Raises RequestError if another one uses it already."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK).open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
         except BlockingIOError as error:
             raise RequestError(f"another process is at work in {directory}") from error
         yield
@@ -25,9 +33,24 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 def clear(directory: Path) -> None:
     """Remove a run, but not the lock that is held on its directory."""
-    (directory / "summary.json").unlink(missing_ok=True)  # first: half a removal must not look like a finished run
+    (directory / SUMMARY).unlink(missing_ok=True)  # first: half a removal must not look like a finished run
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a journal, in order; a last line that is not complete is left out.
+
+    Raises RequestError, naming the file, if it is missing or a complete line is no record.
+    """
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    record: dict[str, Any] = json.loads(line)
+                    yield record
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is missing or broken: {error!r}") from error

@@ -217,7 +217,7 @@ class Job:
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
-        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, loop.bf16, board)] if drawn else []
+        pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
         loop.parts = [*parts, *pictures, journal, shown]
         loop.tools.record = journal.log
         loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset()))

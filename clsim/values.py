@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -127,14 +127,23 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
 
 
 def field_types(cls: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
+    """The types of a dataclass's fields; a class that is no dataclass has none."""
+    if not is_dataclass(cls):
+        return {}
     hints = get_type_hints(cls)
     return {each.name: hints[each.name] for each in fields(cls) if each.init}
 
 
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, of those that have one."""
+    own = {f.name: f for f in fields(cls)} if is_dataclass(cls) else {}
+    plain = {name: f.default for name, f in own.items() if f.default is not MISSING}
+    return plain | {name: f.default_factory() for name, f in own.items() if f.default_factory is not MISSING}
+
+
 def _required(cls: type[Any]) -> list[str]:
     """The fields that have no default."""
-    return [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    return [name for name in field_types(cls) if name not in defaults(cls)]
 
 
 def resolved(instance: Any) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Python files as they are written: their classes, what stands above these, and their fields. Nothing is run."""
+"""Python files as they are written: their classes, the bases of these, and their fields. Nothing is run."""
 
 import ast
+import builtins
 import io
 import math
 import sys
 import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from clsim.errors import RequestError
@@ -20,7 +22,7 @@ class Field:
     annotation: str
     default: str | None  # source text; None where a value must be given
     meaning: str  # the comment on its line
-    inherited: bool = False  # from Strategy or Scenario, as it stands there
+    inherited: bool = False  # from Strategy or Scenario, unchanged
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def read(path: Path) -> File:
     """A file's syntax tree and its lines. Raises RequestError if it is no Python file."""
     try:
         text = path.read_text(encoding="utf-8")
-        return File(path, ast.parse(text), text.splitlines())
+        return File(path, _parsed(text), text.splitlines())
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
     except SyntaxError as error:
@@ -58,8 +60,14 @@ def read(path: Path) -> File:
         raise RequestError(f"{path} is not a Python file: {error}") from error
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.Module:
+    """A syntax tree that nobody changes. A base class's file is read again for every class that inherits from it."""
+    return ast.parse(text)
+
+
 def lineage(lowest: Class, top: str) -> list[Class]:
-    """The class and those above it up to the one called `top`, which is left out; empty if that is not above it."""
+    """The class and its bases up to the one called `top`, which is left out; empty if that is no base of it."""
     if top in map(_last_name, lowest.node.bases):
         return [lowest]
     for base in lowest.node.bases:
@@ -70,17 +78,23 @@ def lineage(lowest: Class, top: str) -> list[Class]:
 
 
 def _class_named(name: str, file: File, line: float = math.inf) -> Class | None:
-    """What a name, dotted or not, stands for above a line of a file; None where reading alone does not tell."""
+    """The class that a name, dotted or not, means above a line of a file; None where reading alone does not say."""
     here = file.classes.get(name)
     if here is not None and here.node.lineno < line:
         return here
+    source = _source(name, file)
+    return _class_named(source[1], source[0]) if source is not None else None
+
+
+def _source(name: str, file: File) -> tuple[File, str] | None:
+    """The file that a name, dotted or not, is imported from, and its name there; None where it is not imported."""
     first, dot, rest = name.partition(".")
     imported = _imported(file).get(first)
     if imported is None:
         return None
-    module, _, class_name = f"{imported}{dot}{rest}".rpartition(".")
-    path = _beside(file.path, module) if module.startswith(".") else module_file(module)
-    return _class_named(class_name, read(path)) if path is not None and path.suffix == ".py" else None
+    module, _, inner = f"{imported}{dot}{rest}".rpartition(".")
+    path = _in_package(file.path, module) if module.startswith(".") else module_file(module)
+    return (read(path), inner) if path is not None and path.suffix == ".py" else None
 
 
 def _imported(file: File) -> dict[str, str]:
@@ -97,11 +111,17 @@ def _imported(file: File) -> dict[str, str]:
     return found
 
 
-def _beside(path: Path, module: str) -> Path | None:
+def _in_package(path: Path, module: str) -> Path | None:
     """The file of a module named from a file of its package: ``.base``, ``..parts.base``."""
     name = module.lstrip(".")
     above = path.parents[len(module) - len(name) - 1].joinpath(*name.split("."))
     return next((file for file in (above.with_suffix(".py"), above / "__init__.py") if name and file.is_file()), None)
+
+
+def is_dataclass(written: Class) -> bool:
+    """Whether ``@dataclass`` stands above a class."""
+    decorators = (each.func if isinstance(each, ast.Call) else each for each in written.node.decorator_list)
+    return "dataclass" in map(_last_name, decorators)
 
 
 def _last_name(node: ast.expr) -> str:
@@ -120,6 +140,7 @@ def body(written: Class) -> tuple[list[Field], dict[str, ast.expr]]:
             continue
         quoted = isinstance(item.annotation, ast.Constant) and isinstance(item.annotation.value, str)
         annotation = str(ast.literal_eval(item.annotation)) if quoted else ast.unparse(item.annotation)
+        annotation = " | ".join(_choices(member, written.file) for member in annotation.split(" | "))
         if annotation.removeprefix("typing.").startswith("ClassVar"):
             if item.value is not None:
                 constants[item.target.id] = item.value
@@ -130,6 +151,19 @@ def body(written: Class) -> tuple[list[Field], dict[str, ast.expr]]:
                 Field(item.target.id, annotation, options.get("default"), _comment(item, written.file.lines))
             )
     return declared, constants
+
+
+def _choices(name: str, file: File) -> str:
+    """A type's name, or the Literal that it is a name for: ``Mask`` -> ``Literal['current', 'seen', 'all']``."""
+    if not name.replace(".", "").isidentifier() or hasattr(builtins, name):
+        return name
+    for node in file.tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            value = ast.unparse(node.value).removeprefix("typing.")
+            return value if value.startswith("Literal[") else name
+    source = _source(name, file)
+    meaning = name if source is None else _choices(source[1], source[0])
+    return meaning if meaning.startswith("Literal[") else name
 
 
 def _field_options(value: ast.expr | None) -> dict[str, str]:
@@ -145,7 +179,7 @@ def _field_options(value: ast.expr | None) -> dict[str, str]:
 
 
 def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
-    """The comments behind a statement, and inside it where it takes several lines."""
+    """The comments after a statement, and inside it where it takes several lines."""
     assert item.end_lineno is not None
     text = "".join(f"{line.strip()}\n" for line in lines[item.lineno - 1 : item.end_lineno])
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)

@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clsim import Part
-from clsim.parts.memory import Reservoir
+from clsim.parts.er import Er as Replay
 from clsim.strategies.finetune import Finetune
 
 
 @dataclass(kw_only=True)
 class Er(Finetune):
-    """Experience replay: fine-tuning on the stream and as many remembered images."""
+    """Experience replay: fine-tuning on the stream and as many remembered images.
+
+    `--strategy finetune --with er:500` is the same method and the same run as `--strategy er memory=500`.
+    """
 
     memory: int = 500  # images kept, in all or (per_class) of each class
     per_class: bool = False  # a reservoir for each class
 
+    same_as: ClassVar[str] = "finetune --with er,size=memory,per_class=per_class"
+
     def parts(self) -> Sequence[Part]:
-        return [Reservoir(self.memory, self.per_class)]
+        return [Replay(self.memory, self.per_class)]

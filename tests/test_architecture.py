@@ -105,10 +105,8 @@ def test_the_leaves():
 def test_protocols_decide_and_nobody_compares_their_names():
     compared = []
     for path in FILES:
-        if (
-            path.parent.name == "scenarios" or path.name == "domains.py"
-        ):  # the protocol that a scenario's field asks for
-            continue
+        if path.parent.name == "scenarios" or path.name == "domains.py":
+            continue  # there it is the protocol that a scenario's field asks for
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
                 sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
@@ -118,8 +116,7 @@ def test_protocols_decide_and_nobody_compares_their_names():
 
 def test_clsim_names_no_plug_in():
     names = {path.stem for folder in ("strategies", "scenarios") for path in (ROOT / folder).glob("[!_]*.py")}
-    of_runs = {"split_digits", "l2p"}
-    defaults = {"config.py": of_runs, "options.py": of_runs, "compare.py": {"source_only"}}
+    defaults = {"options.py": {"split_digits", "l2p"}, "compare.py": {"source_only"}}
     for path in (ROOT / "clsim").rglob("*.py"):
         assert not [n for n in imports(path) if n.startswith(("clsim.strategies.", "clsim.scenarios."))], path
         texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}

@@ -14,6 +14,7 @@ from clsim import cli, listing, plugins
 from clsim.backbones import registry
 from clsim.config import RunConfig
 from clsim.errors import RequestError, RunFailed
+from clsim.options import OPTIONS, flag
 from clsim.version import VERSION
 
 
@@ -70,6 +71,32 @@ def test_options_reach_the_plan(runner: Any) -> None:
     assert configs[1].preset == "paper"
 
 
+def test_fields_may_be_written_as_options(runner: Any) -> None:
+    arguments = ["--lr", "0.1", "--top-k=3", "pull=0.2", "--seed", "0-1", "--scenario.train-per-class", "5", "--quiet"]
+    assert cli.main(["run", *arguments]) == 0
+    ((configs, how),) = runner.calls
+    assert [each.seed for each in configs] == [0, 1] and how["quiet"]
+    assert [configs[0].strategy_fields[name] for name in ("lr", "top_k", "pull")] == [0.1, 3, 0.2]
+    assert configs[0].scenario_fields["train_per_class"] == 5
+
+
+def test_new_options_reach_the_plan(runner: Any) -> None:
+    given = [
+        "--checkpoint-minutes",
+        "2.5",
+        "--eval-every",
+        "100",
+        "--image-size",
+        "224",
+        "--with",
+        "der,alpha=1,size=7",
+    ]
+    assert cli.main(["run", *given]) == 0
+    (((only,), _),) = runner.calls
+    assert (only.checkpoint_minutes, only.eval_every, only.image_size) == (2.5, 100, 224)
+    assert only.parts == ("der:1:0.5:7",)
+
+
 def test_a_file_holds_options_too(runner: Any, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("strategy = 'finetune'\nseed = 4\n")
     assert cli.main(["run", "--config", str(tmp_path / "c.toml"), "--seed", "5"]) == 0
@@ -96,11 +123,16 @@ def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.Monkey
         (["run", "--sed", "0"], "no option '--sed' (did you mean '--seed'?)"),
         (["run", "--sed=0"], "no option '--sed' (did you mean '--seed'?)"),
         (["run", "--seed"], "argument --seed: expected one argument"),
+        (["run", "--topk", "3"], "no option '--topk' (did you mean '--top-k'?)"),
+        (["run", "--lr"], "l2p: lr must be a number, not ''"),
+        (["run", "--lr", "--quiet"], "l2p: lr must be a number, not ''"),
+        (["run", "--lr", "--seed", "0"], "l2p: lr must be a number, not ''"),
+        (["run", "--train-per-class", "3"], "write scenario.train_per_class=3"),
         (["run", "-x"], "clsim run does not take '-x'"),
         (["runn"], "no command 'runn' (did you mean 'run'?); there are: cache, compare"),
         (["--sed"], "unrecognized arguments: --sed"),
         (["show"], "the following arguments are required: NAME"),
-        (["show", "l2pp"], "no strategy, scenario or backbone 'l2pp' (did you mean 'l2p'?)"),
+        (["show", "l2pp"], "no strategy, scenario, part or backbone 'l2pp' (did you mean 'l2p'?)"),
         (["list", "strategie"], "no section 'strategie' (did you mean 'strategies'?)"),
         (["list", "strategies", "more"], "clsim list does not take 'more'"),
         (["compare", "x", "--format", "html"], "argument --format: invalid choice: 'html'"),
@@ -160,7 +192,10 @@ def test_compare_prints_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_list_is_plain_when_piped(capsys: Any) -> None:
-    everything = [*plugins.names("scenarios"), *plugins.names("strategies"), *registry.BUNDLED]
+    everything = [
+        *(name for kind in ("scenarios", "strategies", "parts") for name in plugins.names(kind)),
+        *registry.BUNDLED,
+    ]
     assert cli.main(["list"]) == 0
     assert capsys.readouterr().out.splitlines() == everything
     assert cli.main(["list", "strategies"]) == 0
@@ -207,6 +242,20 @@ def test_show_says_what_a_file_says(tmp_path: Path, capsys: Any) -> None:
     assert any(line.split()[:3] == ["epochs", "int", "5"] for line in lines)
 
 
+def test_show_and_list_parts(capsys: Any) -> None:
+    assert cli.main(["list", "parts"]) == 0
+    assert capsys.readouterr().out.splitlines() == plugins.names("parts")
+    assert cli.main(["show", "der"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "der (part)" and "--with der:ALPHA:BETA:SIZE" in lines
+    assert "  size   int    500  images kept" in lines
+    assert cli.main(["show", "er"]) == 0  # the strategy and the part
+    text = capsys.readouterr().out
+    assert "er (strategy)\n" in text and "er (part)\n" in text
+    assert "the same as: finetune --with er,size=memory" in text
+    assert "--with er_per_class:SIZE (per_class=true)" in text
+
+
 def test_show_scenario_and_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert cli.main(["show", "split_digits"]) == 0
     assert "  scenario.train_per_class  int|none   none  training images of each class" in capsys.readouterr().out
@@ -244,7 +293,7 @@ def test_help_and_version(capsys: Any) -> None:
     assert capsys.readouterr().out == f"clsim {VERSION}\n"
     assert cli.main(["run", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name, _, _ in cli.RUN_OPTIONS)
+    assert all(flag(name) in text for name in OPTIONS)
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
         assert "COMMAND" in capsys.readouterr().out
@@ -270,7 +319,7 @@ def test_statuses_of_the_process() -> None:
     assert clsim("list", "strategies").returncode == 0
     done = clsim("show", "nothing_like_it")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("clsim: error: no strategy, scenario or backbone 'nothing_like_it'")
+    assert done.stderr.startswith("clsim: error: no strategy, scenario, part or backbone 'nothing_like_it'")
     done = clsim("run", "--strategy", "finetun")
     assert done.returncode == 2
     assert done.stderr.startswith("clsim: error: no strategy 'finetun' (did you mean 'finetune'?)")

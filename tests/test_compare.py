@@ -1,15 +1,18 @@
-"""clsim.compare: which runs belong together, what is shown of them."""
+"""clsim.compare and clsim.results: reading run directories, which runs belong together, and what a table shows."""
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clsim import cli, compare
+import clsim
+from clsim import cli, compare, provenance
 from clsim.errors import RequestError
 
 COST = {
@@ -37,6 +40,8 @@ def run(
     finished: bool = True,
     parts: str = "[]",
     scenario_fields: str = "train_per_class = 'none'",
+    code: str | None = None,
+    tasks: float | None = None,
     **fields: Any,
 ) -> Path:
     """A run directory as a run leaves it."""
@@ -47,7 +52,7 @@ def run(
         f"backbone = 'vit_micro'\nseed = {seed}\nout = '{out}'\nprecision = 'fp32'\nwith = {parts}\n"
         f"[scenario]\nname = '{scenario}'\n{scenario_fields}\n[strategy]\nname = '{strategy}'\n{values}"
     )
-    measures = {
+    measures: dict[str, float | None] = {
         "average_accuracy": accuracy,
         "average_incremental_accuracy": 0.75,
         "forgetting": forgetting,
@@ -65,7 +70,12 @@ def run(
         "cost": COST,
         "seconds": 12.0,
     }
+    if tasks is not None:
+        measures["task_accuracy"] = tasks
+    summary["code"] = provenance.code_digest() if code is None else code
+    matrix = {"correct": [[5]], "total": [10], "experiences": ["all"], "classes": [["a"]]}
     if finished:
+        (directory / "matrix.json").write_text(json.dumps(matrix))
         (directory / "summary.json").write_text(json.dumps(summary))
     return directory
 
@@ -91,7 +101,7 @@ def test_seeds_go_together_with_mean_and_interval(tmp_path: Path) -> None:
     assert "60.0 ± 24.8" in table and "12,345" in table and "150" in table and "3.0 MiB" in table and "1.5 GiB" in table
 
 
-def test_costs_that_a_run_does_not_tell_are_dashes(tmp_path: Path) -> None:
+def test_costs_that_a_run_does_not_have_are_dashes(tmp_path: Path) -> None:
     directory = run(tmp_path)
     summary = json.loads((directory / "summary.json").read_text())
     summary["cost"] = {"trainable_parameters": 7}
@@ -164,11 +174,19 @@ def test_settings_are_compared_within_a_table_only(tmp_path: Path) -> None:
     assert sorted(labels) == [("toys train_per_class=50", "l2p"), ("toys train_per_class=none", "l2p")]
 
 
-def test_a_seed_that_stands_twice_is_never_averaged(tmp_path: Path) -> None:
+def test_a_seed_that_occurs_twice_is_never_averaged(tmp_path: Path) -> None:
     run(tmp_path, accuracy=0.4, digest="0a")
     run(tmp_path, accuracy=0.6, digest="0b")
     found = rows(compare.report([tmp_path], "csv"))
     assert [(row["strategy"], row["seeds"]) for row in found] == [("finetune #0b", "1"), ("finetune #0a", "1")]
+
+
+def test_fields_that_an_earlier_version_did_not_have_are_not_shown(tmp_path: Path) -> None:
+    run(tmp_path, accuracy=0.4, digest="0a", lr=0.5)
+    run(tmp_path, accuracy=0.6, digest="0b", lr=0.5, label_smoothing=0.0)
+    run(tmp_path, accuracy=0.5, digest="0c", lr=0.25, scenario_fields="train_per_class = 'none'\nshots = 4")
+    labels = [(each.scenario, each.strategy) for each in compare.group(compare.find([tmp_path])[0])]
+    assert labels == [("toys", "finetune lr=0.5 #0b"), ("toys", "finetune lr=0.25"), ("toys", "finetune lr=0.5 #0a")]
 
 
 def test_unfinished_runs_are_mentioned_and_the_same_run_counts_once(tmp_path: Path) -> None:
@@ -189,10 +207,113 @@ def test_nothing_there_is_an_error(tmp_path: Path) -> None:
         compare.report([tmp_path])
     done = run(tmp_path)
     (done / "summary.json").write_text("{")
-    with pytest.raises(RequestError, match="is not a run directory of clsim"):
+    with pytest.raises(RequestError, match=r"summary\.json is missing or broken: JSONDecodeError"):
         compare.report([done])
     shutil.rmtree(done)
     done = run(tmp_path)
     (done / "config.toml").write_text("seed = 0\n")
-    with pytest.raises(RequestError, match="is not a run directory of clsim: KeyError"):
+    with pytest.raises(RequestError, match=r"config\.toml is not what a run writes: it has no scenario, strategy"):
         compare.report([done])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.toml", None, "config.toml is missing or broken: FileNotFoundError"),
+        ("config.toml", "seed =", "config.toml is missing or broken: TOMLDecodeError"),
+        ("matrix.json", None, "matrix.json is missing or broken: FileNotFoundError"),
+        ("matrix.json", '{"correct": [], "total": []}', "matrix.json is not what a run writes: it has no experiences"),
+        ("summary.json", "[]", "summary.json is not what a run writes: it has no scenario, strategy, backbone"),
+    ],
+)
+def test_a_missing_or_broken_file_is_named(tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    done = run(tmp_path)
+    if content is None:
+        (done / file).unlink()
+    else:
+        (done / file).write_text(content)
+    for read in (lambda: clsim.load(done), lambda: compare.report([done])):
+        with pytest.raises(RequestError, match=re.escape(str(done / message))):
+            read()
+
+
+def test_what_a_loaded_run_offers(tmp_path: Path) -> None:
+    done = run(tmp_path, lr=0.5, scenario_fields="shots = 4", parts="['er:500']")
+    (done / "events.jsonl").write_text(
+        '{"event": "step", "step": 1, "loss": 0.5}\n'
+        '{"event": "log", "name": "usage", "value": [1, 2]}\n'
+        '{"event": "evaluation", "correct": [3], "step": 1}\n'
+        '{"event": "step", "step": 2, "loss": null}\n'
+        '{"event": "evaluation", "correct": [4], "step": 2, "task_correct": [6]}\n'
+    )
+    loaded = clsim.load(done)
+    assert loaded.scenario_settings == {"shots": 4}
+    assert loaded.settings == {"mask": "seen", "lr": 0.5, "precision": "fp32", "with": ["er:500"]}
+    assert loaded.metrics["average_accuracy"] == loaded.figures["average_accuracy"] == 0.5
+    assert (loaded.figures["seconds"], loaded.figures["memory_bytes"]) == (12.0, 3 * 2**20)
+    assert {kind: list(fields) for kind, fields in loaded.events.items()} == {
+        "step": ["step", "loss"],
+        "log": ["name", "value"],
+        "evaluation": ["correct", "step", "task_correct"],
+    }
+    assert loaded.events["step"]["loss"].tolist() == [0.5, None]
+    assert loaded.events["log"]["value"].tolist() == [[1, 2]]
+    # as long as the other columns: the first evaluation detected no tasks
+    assert loaded.events["evaluation"]["task_correct"].tolist() == [None, [6]]
+
+
+def test_images_and_task_go_to_the_runs_predictor(tmp_path: Path) -> None:
+    loaded = clsim.load(run(tmp_path))
+    fake = SimpleNamespace(predict=lambda images, task: [len(images), task], scores=lambda images, task: [[0.5, task]])
+    loaded.__dict__["_predictor"] = fake  # as the cached property keeps it
+    assert loaded.predict([7, 7, 7], 2).tolist() == [3, 2]
+    assert loaded.scores([7], task=3).tolist() == [[0.5, 3.0]]
+
+
+def test_runs_made_by_other_code_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = [run(tmp_path, seed=seed) for seed in range(7)]
+    fresh = run(tmp_path, strategy="l2p", accuracy=0.1)
+    assert clsim.load(done[0]).code_note is None
+    assert "other code" not in compare.report([tmp_path]) + compare.report([tmp_path], "md")
+    assert [row["other_code"] for row in rows(compare.report([tmp_path], "csv"))] == ["false", "false"]
+    plain = compare.report([tmp_path], "md")
+    made = provenance.code_digest()
+    monkeypatch.setattr(provenance, "code_digest", lambda: "fedcba987654")
+    summary = json.loads((fresh / "summary.json").read_text())
+    (fresh / "summary.json").write_text(json.dumps(summary | {"code": "fedcba987654"}))
+    note = f"made by other code of clsim ({made}, now fedcba987654): repeat with --fresh to run it again"
+    assert clsim.load(done[0]).code_note == note
+    named = ", ".join(map(str, done[:5]))
+    line = f"made by other code of clsim (repeat with --fresh to run them again): {named} and 2 more"
+    assert compare.report([tmp_path]).endswith(f"\n\n{line}")
+    assert compare.report([tmp_path], "md") == f"{plain}\n\n{line}"
+    assert [row["other_code"] for row in rows(compare.report([tmp_path], "csv"))] == ["true", "false"]
+
+
+def test_a_run_without_a_digest_was_made_by_an_earlier_version(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    summary = json.loads((done / "summary.json").read_text())
+    del summary["code"]
+    (done / "summary.json").write_text(json.dumps(summary))
+    note = "made by an earlier version of clsim: repeat with --fresh to run it again"
+    assert clsim.load(done).code_note == note
+    assert compare.report([done]).endswith(f"(repeat with --fresh to run them again): {done}")
+    assert rows(compare.report([done], "csv"))[0]["other_code"] == "true"
+
+
+def test_detected_tasks_are_a_column_only_where_a_method_detects_them(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert "task" not in compare.report([tmp_path]) + compare.report([tmp_path], "csv")
+    run(tmp_path, strategy="s_prompts", accuracy=0.4, tasks=0.625)
+    run(tmp_path, scenario="other")
+    found = {row["strategy"]: row["task_accuracy_percent"] for row in rows(compare.report([tmp_path / "toys"], "csv"))}
+    assert found == {"finetune": "", "s_prompts": "62.5"}
+    other, toys = compare.report([tmp_path]).split("\n\n")
+    assert "task" not in other and "62.5" in toys.splitlines()[-1]
+
+
+def test_options_that_results_do_not_depend_on_keep_no_runs_apart(tmp_path: Path) -> None:
+    for seed, (minutes, device) in enumerate((("10.0", "cuda:0"), ("1.0", "cuda:1"))):
+        config = run(tmp_path, seed=seed) / "config.toml"
+        config.write_text(f"checkpoint_minutes = {minutes}\ndevice = '{device}'\n{config.read_text()}")
+    assert [row["seeds"] for row in rows(compare.report([tmp_path], "csv"))] == ["2"]

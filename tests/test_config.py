@@ -1,14 +1,19 @@
 """clsim.config and clsim.values: types, precedence, the grammar of fields, and the file that a run writes."""
 
-from dataclasses import dataclass, replace
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import pytest
 
-from clsim import config
+from clsim import config, options, plugins
 from clsim.config import RunConfig, plan
 from clsim.errors import RequestError
+from clsim.named_parts import named_part, split
 from clsim.values import check, make
 
 STRATEGY = '''from dataclasses import dataclass
@@ -188,6 +193,8 @@ def test_every_strategy_with_every_seed_once(toys: dict[str, str]) -> None:
     ]
     assert [each.seed for each in plan(one(toys, seed=[3, 3]), {})] == [3]
     assert [each.seed for each in plan(one(toys, seed=3), {"size": 2})] == [3]
+    assert [each.seed for each in plan(one(toys, seed="0-2,5"), {})] == [0, 1, 2, 5]
+    assert [each.seed for each in plan(one(toys, seed=["8-9", 1]), {})] == [8, 9, 1]
 
 
 @pytest.mark.parametrize(
@@ -214,11 +221,27 @@ def test_every_strategy_with_every_seed_once(toys: dict[str, str]) -> None:
         ({"preset": "bigg"}, [], r"^no preset of one, two 'bigg' \(did you mean 'big'\?\); there are: big, plain$"),
         ({"seed": "-1"}, [], "^seed must be one or more whole numbers of at least 0, not '-1'$"),
         ({"seed": ""}, [], "^seed must be one or more"),
+        ({"seed": "4-0"}, [], "^seed must be one or more"),
+        ({"seed": "0-1-2"}, [], "^seed must be a list"),
         ({"seed": "a"}, [], "^seed must be a list .with commas., each a whole number, not 'a'$"),
         ({"strategy": "finetun"}, [], r"^no strategy 'finetun' \(did you mean 'finetune'\?\)"),
         ({"strategy": ","}, [], "^no strategy is named$"),
         ({"scenario": "split_digit"}, [], r"^no scenario 'split_digit' \(did you mean 'split_digits'\?\)"),
         ({"with": "err:5"}, [], r"^no part 'err' \(did you mean 'er'\?\)"),
+        ({"with": "size=5"}, [], "^--with size=5: name the part before its fields: PART,size=5$"),
+        (
+            {"with": "der,alfa=1"},
+            [],
+            r"^--with der,alfa=1: no field 'alfa' \(did you mean 'alpha'\?\); there are: alpha",
+        ),
+        ({"with": "der,alpha=x"}, [], "^--with der,alpha=x: alpha must be a number, not 'x'$"),
+        ({"with": "mine.py"}, [], "^mine.py needs the name of a class"),
+        ({"checkpoint_minutes": "-1"}, [], "^checkpoint_minutes must be at least 0, not -1.0$"),
+        ({"eval_every": 0}, [], "^eval_every must be at least 1, not 0$"),
+        ({"image_size": "x"}, [], "^image_size must be a whole number or none, not 'x'$"),
+        ({}, ["--sed=1"], r"^no option '--sed' \(did you mean '--seed'\?\)"),
+        ({}, ["--sise=1"], r"^no option '--sise' \(did you mean '--size'\?\)"),
+        ({}, ["--two.alpha=1"], "^two: no field 'alpha'"),
         ({"device": "gpu"}, [], "^device must be auto, cpu, cuda, cuda:N or mps, not 'gpu'$"),
         ({"precision": "bf61"}, [], r"^no choice of precision 'bf61' \(did you mean 'bf16'\?\)"),
         ({"threads": "0"}, [], "^threads must be at least 1, not 0$"),
@@ -342,8 +365,12 @@ def test_toml_round_trip(toys: dict[str, str], tmp_path: Path) -> None:
         seed=7,
         weights=str(tmp_path / "w.safetensors"),
         data_dir="/d",
-        **{"with": "er:5,er_per_class:2"},
+        image_size=64,
+        eval_every=100,
+        checkpoint_minutes=2,
+        **{"with": "er:5,er_per_class:2,der,alpha=1"},
     )
+    assert wanted.parts == ("er:5", "er_per_class:2", "der:1:0.5:500")
     for each in (wanted, config_of(toys), replace(wanted, device="cpu", precision="fp32", threads=2)):
         assert RunConfig.from_toml(each.to_toml()) == each
         (tmp_path / "config.toml").write_text(each.to_toml())
@@ -365,13 +392,20 @@ def test_hash_covers_what_can_change_a_result(toys: dict[str, str], tmp_path: Pa
         replace(first, data_dir=Path("elsewhere")),
         replace(first, weights=Path("elsewhere")),
         replace(first, preset="plain"),
+        replace(first, checkpoint_minutes=1.0),
+        replace(first, parts=()),
     ]
     other = [
         replace(first, seed=1),
         replace(first, precision="bf16"),
         replace(first, device="cuda:0"),
         replace(first, threads=1),
+        replace(first, threads=None),
+        replace(first, image_size=64),
+        replace(first, eval_every=10),
         replace(first, parts=("er:5",)),
+        replace(first, parts=("er:6",)),
+        replace(first, parts=("er_per_class:5",)),
         replace(first, backbone="vit_nano"),
         replace(first, strategy_fields={**first.strategy_fields, "lr": 0.5}),
         replace(first, scenario_fields={**first.scenario_fields, "size": 2}),
@@ -391,3 +425,186 @@ def test_directory_is_safe_for_a_path(toys: dict[str, str]) -> None:
     expected = Path("runs/split_digits.Art-Real-World/finetune/vit_base_patch16_224.augreg_in21k-s0-00ff")
     assert plain.directory("Art-Real World", "00ff") == expected
     assert replace(plain, backbone="../../x").directory("", "0") == Path("runs/split_digits/finetune/x-s0-0")
+
+
+def test_options_are_listed_once() -> None:
+    own = {each.name for each in fields(RunConfig)}
+    assert {name for name, each in options.OPTIONS.items() if each.per_run} < own
+    assert set(options.HASHED) < own and set(options.PATHS) < own
+    assert set(options.OPTIONS) - own == {"epochs", "batch_size", "with"}
+    assert {"seed", "out", "data_dir", "preset", "scenario", "strategy", "backbone", "checkpoint_minutes"} <= set(
+        options.NOT_COMPARED
+    )
+    assert not {"weights", "threads", "precision", "with", "image_size"} & set(options.NOT_COMPARED)
+
+
+# plug-ins are made once
+
+
+def test_plug_ins_are_made_once_for_all_runs_of_a_request(
+    toys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(cls: type[Any], values: Any, name: str) -> Any:
+        made.append(name)
+        return make(cls, values, name)
+
+    monkeypatch.setattr(config, "make", counted)
+    monkeypatch.setattr("clsim.named_parts.make", counted)
+    configs = plan({**toys, "seed": "0-2", "with": "er:5"}, [])
+    for each in configs:
+        settled = replace(each, device="cpu")
+        settled.make_strategy(), settled.make_scenario(), settled.make_parts(), settled.hash()
+    assert sorted(made) == ["--with er:5", "one", "stream", "two"]
+
+
+def test_runs_share_no_state_and_changed_fields_are_made_again(toys: dict[str, str]) -> None:
+    first = config_of(toys, **{"with": "er:5"})
+    strategy, (part,) = first.make_strategy(), first.make_parts()
+    strategy.size, part.kept = 99, {0: [1]}
+    assert first.make_strategy().size == 3
+    assert first.make_parts()[0].kept == {}
+    changed = replace(first, strategy_fields={**first.strategy_fields, "size": 8}, parts=("er:6",))
+    assert (changed.make_strategy().size, changed.make_parts()[0].capacity) == (8, 6)
+
+
+def test_a_pickled_configuration_is_whole(toys: dict[str, str]) -> None:
+    first = config_of(toys, **{"with": "er:5"})
+    first.make_strategy()
+    again = pickle.loads(pickle.dumps(first))
+    assert again == first and again.made == {} and first.made != {}
+    assert again.hash() == first.hash()
+    assert "made" not in repr(first) and "made" not in first.to_toml()
+
+
+# parts
+
+
+def config_with(value: Any, **more: Any) -> RunConfig:
+    (found,) = plan({"strategy": "linear", "with": value, **more}, [])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spellings", "expected"),
+    [
+        (["er:500", "er,size=500", "er", ["er:500"], ["er", "size=500"]], ("er:500",)),
+        (["er_per_class:3", "er,size=3,per_class=true", "er,per_class=yes,size=3"], ("er_per_class:3",)),
+        (["der:0.5:1:9", "der,beta=1,size=9", ["der:.5:1.0:9"]], ("der:0.5:1:9",)),
+        (["er:5,ewc:10", ["er:5", "ewc:10"], "er,size=5,ewc,strength=10", "er:5, ewc:1e1, er:5"], ("er:5", "ewc:10")),
+        (["lwf:0.1234567"], ("lwf:0.1234567",)),
+        (["", [], None], ()),
+    ],
+)
+def test_every_spelling_of_a_part_is_one_configuration(spellings: list[Any], expected: tuple[str, ...]) -> None:
+    found = [config_with(each) for each in spellings]
+    assert {each.parts for each in found} == {expected}
+    assert len({each.hash() for each in found}) == 1
+
+
+def test_a_users_part_has_fields_too(tmp_path: Path) -> None:
+    file = tmp_path / "my=own.py"
+    text = (
+        "from dataclasses import dataclass\n\nfrom clsim import Part\n\n\n@dataclass(kw_only=True)\nclass Mine(Part):\n"
+        "    weight: float = 1.0\n    names: tuple[str, ...] = ()\n    layer: int | None = None\n\n\n"
+        "class Plain(Part):\n    pass\n"
+    )
+    file.write_text(text)
+    found = config_with(f"{file}:Mine,weight=2,names=[a,b],er:5,{file}:Plain")
+    assert found.parts == (f"{file}:Mine,weight=2,names=[a,b],layer=none", "er:5", f"{file}:Plain")
+    mine, _, plain = found.make_parts()
+    assert (mine.weight, mine.names, mine.layer, type(plain).__name__) == (2.0, ("a", "b"), None, "Plain")
+    again = RunConfig.from_toml(found.to_toml())
+    assert again == found and again.hash() == found.hash()
+    before = found.hash()
+    file.write_text(text + "# changed\n")
+    assert found.hash() != before
+    with pytest.raises(RequestError, match="no field 'wieght' .did you mean 'weight'"):
+        config_with(f"{file}:Mine,wieght=2")
+    with pytest.raises(RequestError, match="has a comma or a bracket"):
+        config_with([f"{file}:Mine,names=[[a],b]"])
+
+
+def test_a_subclass_of_a_part_keeps_the_short_form_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n\nfrom clsim.parts.er import Er\n\n\n@dataclass\nclass Mine(Er):\n"
+        "    weight: float = 1.0\n"
+    )
+    name = f"{tmp_path}/mine.py:Mine"
+    assert config_with(f"{name}:5").parts == (f"{name}:5",)
+    assert config_with(f"{name}:5,per_class=true").parts == (f"{name},size=5,per_class=true,weight=1",)
+    assert config_with(f"{name}:5", strategy="finetune").strategy == "finetune"
+
+
+def test_split_gives_each_part_its_fields() -> None:
+    assert split("er:5,der,alpha=1,size=2, ewc") == ["er:5", "der,alpha=1,size=2", "ewc"]
+    part = named_part("der,alpha=1,size=2")
+    assert (part.name, part.fields) == ("der", {"alpha": 1.0, "beta": 0.5, "size": 2})
+
+
+def test_a_method_without_a_loss_takes_a_memory_and_no_term_of_a_loss() -> None:
+    assert config_with("er:5", strategy="ncm").parts == ("er:5",)
+    with pytest.raises(RequestError, match="^--with ewc:10 adds to the training loss, and ncm learns without one$"):
+        config_with("er:5,ewc,strength=10", strategy="ncm")
+
+
+def test_finetune_with_er_and_er_are_one_run() -> None:
+    def both(part: str, own: str, *fields: str, more: str = "") -> tuple[RunConfig, RunConfig]:
+        (first,) = plan({"strategy": "finetune", "with": part + more}, fields)
+        (second,) = plan({"strategy": "er", "with": more.strip(",")}, [*own.split(), *fields])
+        return first, second
+
+    for first, second in (
+        both("er:300", "memory=300"),
+        both("er_per_class:7", "memory=7 per_class=true"),
+        both("er", "", "lr=0.1", "mask=current"),
+        both("er:300", "memory=300", "epochs=2", more=",ewc:10"),
+    ):
+        assert first == second
+        assert (first.strategy, first.hash("w")) == ("er", second.hash("w"))
+        assert first.directory("", "0").parts[-2] == "er"
+    assert first.parts == ("ewc:10",) and first.strategy_fields["epochs"] == 2
+    (plain,) = plan({"strategy": "finetune", "with": "ewc:10"}, [])
+    assert plain.strategy == "finetune"
+    (two,) = plan({"strategy": "er", "with": "er:5"}, [])  # two memories
+    assert (two.strategy, two.parts, two.strategy_fields["memory"]) == ("er", ("er:5",), 500)
+
+
+# stale results
+
+
+def test_an_edited_copy_of_a_built_in_is_another_run(tmp_path: Path) -> None:
+    built_in = plugins.describe("strategies", "linear").path
+    copy = Path(shutil.copy(built_in, tmp_path / "linear.py"))
+    options = {"strategy": f"{copy}:Linear"}
+    (first,) = plan(options, [])
+    before = first.hash()
+    copy.write_text(copy.read_text().replace("class Linear", "\n\nclass Linear"))
+    (second,) = plan(options, [])
+    assert len({before, second.hash(), plan({"strategy": "linear"}, [])[0].hash()}) == 3
+
+
+@pytest.mark.slow
+def test_an_edited_built_in_is_another_run(tmp_path: Path) -> None:
+    root = Path(config.__file__).parents[1]
+    for folder in ("clsim", "strategies", "scenarios"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    code = (
+        "import clsim, sys; from clsim.config import plan; assert clsim.__file__.startswith(sys.argv[1]);"
+        "print(plan({'strategy': 'coop', 'with': 'ewc'}, [])[0].hash())"
+    )
+
+    def hash_of() -> str:
+        command = [sys.executable, "-B", "-c", code, str(tmp_path)]
+        environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
+
+    found = [hash_of(), hash_of()]
+    for name in ("strategies/coop.py", "clsim/families.py", "clsim/parts/ewc.py", "scenarios/split_digits.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# edited\n")
+        found.append(hash_of())
+    assert found[0] == found[1] and len(set(found)) == 5
+    (tmp_path / "clsim" / "loop.py").write_text("# clsim's own code has a digest of its own\n")
+    assert hash_of() == found[-1]

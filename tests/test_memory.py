@@ -7,7 +7,7 @@ import torch
 from clsim.data.streams import Scenario, class_incremental
 from clsim.errors import RequestError
 from clsim.events import State
-from clsim.parts import named_part
+from clsim.named_parts import named_part
 from clsim.parts.memory import Reservoir
 
 
@@ -73,13 +73,17 @@ def test_state_round_trip(benchmark):
 
 
 def test_named_parts():
-    assert named_part("er:500").capacity == 500
-    assert named_part("er_per_class:7").per_class
+    assert named_part("er:500").made.capacity == 500
+    assert named_part("er").made.capacity == 500
+    assert named_part("er_per_class:7").made.per_class
     for text, words in (
         ("err:5", "did you mean 'er'"),
-        ("er", "er:IMAGES"),
-        ("er:x", "er:IMAGES"),
-        ("er:0", "at least 1"),
+        ("er:1:2", "er:1:2: write er:SIZE or er,size=VALUE"),
+        ("er:x", "er:x: size must be a whole number, not 'x'"),
+        ("er:0", "er:0: .*at least 1"),
+        ("er,sise=5", r"er,sise=5: no field 'sise' \(did you mean 'size'\?\)"),
+        ("er:5,size=5", "size is given twice"),
+        ("er_per_class:5,per_class=false", "per_class is given twice"),
     ):
         with pytest.raises(RequestError, match=words):
             named_part(text)

@@ -1,9 +1,14 @@
-"""Pictures of adaptation: drawn by a run, of the right images, and again after resuming; heat maps over pairs."""
+"""Pictures of adaptation: of the right images and features, equal after resuming; heat maps over pairs."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from clsim import compare, config, runner
+from clsim.data.streams import Experience
+from clsim.outputs import Outputs
 from clsim.recorders import comparison, pictures
 from clsim.recorders.figures import grid_figure, map_figure, to_array
 from clsim.recorders.pictures import SHOWN, _spread
@@ -18,7 +23,7 @@ def plan(strategy, out, **fields):
 
 @pytest.fixture
 def maps(monkeypatch):
-    """What each map was drawn from: ({title: points}, classes, domains)."""
+    """The input of each map: ({title: points}, classes, domains)."""
     drawn = []
     monkeypatch.setattr(pictures, "map_figure", lambda *args: drawn.append(args) or map_figure(*args))
     return drawn
@@ -40,7 +45,7 @@ def test_a_run_on_a_pair_draws_itself(strategy, tmp_path, maps):
     assert {"confusion", "features"} <= set(board.Tags()["images"])
 
 
-def test_what_was_before_is_kept_over_an_interruption(tmp_path, maps, broken_off):
+def test_the_maps_of_an_interrupted_run_equal_those_of_a_whole_one(tmp_path, maps, broken_off):
     runner.run_all(plan("dann", tmp_path / "whole"), quiet=True)
     broken_off(1, lambda: runner.run_all(plan("dann", tmp_path / "broken"), quiet=True))
     assert not list((tmp_path / "broken").rglob("summary.json"))
@@ -49,16 +54,43 @@ def test_what_was_before_is_kept_over_an_interruption(tmp_path, maps, broken_off
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
 
-def test_only_so_many_images_are_on_a_map(make_table):
-    from clsim.data.streams import Experience
-
+def test_a_map_shows_at_most_shown_images(make_table):
     table = make_table(7, 100)
     rows = _spread(Experience(0, table, np.arange(700), tuple(range(7)), "all"))
     assert SHOWN / 2 < len(rows) <= SHOWN and set(table.labels[rows]) == set(range(7))
 
 
-def test_images_that_a_learner_does_not_tell_apart_lie_on_one_point():
+def test_images_with_equal_features_lie_on_one_point():
     assert pictures._flat(np.full((20, 3), -2.0, dtype=np.float32)).tolist() == [[0, 0]] * 20
+
+
+@pytest.mark.parametrize(("features", "shown"), [("learn", 5), ("frozen", 3), (None, 3)])
+def test_maps_show_features_or_else_logits(tmp_path, make_table, monkeypatch, features, shown):
+    table, mapped, board = make_table(2, 4), [], SimpleNamespace(picture=lambda *args: None)
+    monkeypatch.setattr(pictures, "_flat", lambda points: mapped.append(points) or points[:, :2])
+
+    def outputs(rows):  # the loader below gives rows in place of images
+        found = torch.from_numpy(rows).float()[:, None]
+        learned = s.step if features == "learn" else 0
+        return Outputs(found.expand(-1, 3) + s.step, found.expand(-1, 5) * (1 + learned) if features else None)
+
+    class Rows:
+        def unlabelled(self, rows, size):
+            yield len(rows), np.append(rows, 6)  # the last image only fills the batch up
+
+    target, source = (Experience(0, table, np.array(rows), (0, 1), "all") for rows in ([0, 5], [2, 7, 3]))
+    pair = SimpleNamespace(test_stream=(target, None, source))
+    drawn = pictures.Pictures(tmp_path, pair, {table.fingerprint: Rows()}, board)
+    info = SimpleNamespace(class_names=table.class_names)
+    s = SimpleNamespace(step=0, learner=torch.nn.Identity(), outputs=outputs, info=info, trained=1)
+    s.confusion = np.eye(2, dtype=np.int64)
+    drawn.before_training(s)
+    s.step = 1
+    drawn.before_training(s)  # of a resumed run: what was kept stays
+    drawn.after_training(s)
+    rows = np.array([[2.0], [7.0], [3.0], [0.0], [5.0]]).repeat(shown, axis=1)  # the source's images, then the target's
+    assert np.array_equal(mapped[0], rows)
+    assert np.array_equal(mapped[1], 2 * rows if features == "learn" else rows + 1)
 
 
 def test_confusions_are_shares_of_a_class(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import clsim
 from clsim import plugins
 from clsim.data.streams import Scenario
 from clsim.errors import RequestError
+from clsim.events import Part
 from clsim.strategy import Strategy
 
 TOY = '''"""The module's own words."""
@@ -81,7 +82,7 @@ def test_what_is_read_is_what_python_makes_of_it(kind: plugins.Kind) -> None:
     assert plugins.names(kind)
     for name in plugins.names(kind):
         described, cls = plugins.describe(kind, name), plugins.load(kind, name)
-        assert issubclass(cls, Strategy if kind == "strategies" else Scenario)
+        assert issubclass(cls, {"strategies": Strategy, "scenarios": Scenario, "parts": Part}[kind])
         assert [field.name for field in described.fields] == [
             field.name for field in dataclasses.fields(cls) if field.init
         ]
@@ -110,7 +111,7 @@ def test_two_plugins_of_one_file_or_of_one_name_are_refused(tmp_path: Path, monk
         toy_file(tmp_path / folder / "strategies")
     toy_file(tmp_path / "one" / "strategies", TOY + "\n\nclass Other(Strategy):\n    pass\n", name="pair.py")
     monkeypatch.setattr(clsim, "__path__", [str(tmp_path / "one"), str(tmp_path / "two")])
-    with pytest.raises(RequestError, match="2 public classes below Strategy \\(Toy, Other\\)"):
+    with pytest.raises(RequestError, match="2 public classes that inherit from Strategy \\(Toy, Other\\)"):
         plugins.describe("strategies", "pair")
     with pytest.raises(RequestError, match="more than one strategy is called 'toy'"):
         plugins.describe("strategies", "toy")
@@ -273,15 +274,110 @@ def test_a_class_below_no_strategy_is_refused(text: str, tmp_path: Path) -> None
         plugins.describe("strategies", f"{file}:Toy")
 
 
-def test_label_and_identity(tmp_path: Path) -> None:
+def test_identity_covers_the_files_of_the_whole_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (plugins.label("some/toy.py:Toy"), plugins.label("l2p")) == ("toy", "l2p")
+    (tmp_path / "clsim_mixin.py").write_text("class Mixin:\n    pass\n")
+    base = tmp_path / "clsim_base.py"
+    base.write_text("from clsim import Strategy\n\n\nclass Base(Strategy):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "from clsim_base import Base\nfrom clsim_mixin import Mixin\n\n\nclass Mine(Mixin, Base):\n    pass\n"
+    (tmp_path / "mine.py").write_text(text)
+    name = f"{tmp_path}/mine.py:Mine"
+    cls = plugins.load("strategies", name)
+    first = plugins.identity(name, cls)
+    assert first.startswith("Mine@") and str(tmp_path) not in first
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.py").write_bytes(text.replace("\n", "\r\n").encode())
+    other = f"{tmp_path}/elsewhere/mine.py:Mine"  # the text counts; neither the path nor how lines end
+    assert plugins.identity(other, plugins.load("strategies", other)) == first
+    found = {first}
+    for file in ("mine.py", "clsim_base.py", "clsim_mixin.py"):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\n# changed\n")
+        found.add(plugins.identity(name, cls))
+    assert len(found) == 4
+
+
+def test_identity_of_a_built_in_covers_its_family_and_not_the_roots() -> None:
+    cls = plugins.load("strategies", "lora")
+    read: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clsim.provenance.source", lambda path: read.append(path.name) or "")
+        assert plugins.identity("lora", cls).startswith("lora@")
+    assert read == ["lora.py", "families.py"]
+
+
+# parts
+
+PART = """from dataclasses import dataclass
+from typing import ClassVar
+
+from clsim import Part, Strategy
+
+
+@dataclass(kw_only=True)
+class Pull(Part):
+    \"\"\"A pull.\"\"\"
+
+    weight: float = 1.0  # of the pull
+    names: tuple[str, ...] = ()  # several
+"""
+
+
+def test_parts_are_the_files_of_their_folder_that_hold_one_dataclass_of_that_kind() -> None:
+    assert {"der", "er", "ewc", "lwf"} <= set(plugins.names("parts"))
+    assert not {"heads", "memory", "regularisers", "tuners", "prompts"} & set(plugins.names("parts"))
+    der = plugins.describe("parts", "der")
+    assert [(field.name, field.default) for field in der.fields] == [("alpha", "0.5"), ("beta", "0.5"), ("size", "500")]
+    assert der.short == ("alpha", "beta", "size")
+    assert plugins.kinds("er") == ["strategies", "parts"]
+
+
+def test_an_alias_is_another_name_for_the_same_part() -> None:
+    assert "er_per_class" not in plugins.names("parts") and "er_per_class" in plugins.names("parts", aliases=True)
+    described = plugins.describe("parts", "er_per_class")
+    assert (described.alias_of, described.aliases) == ("er", {"er_per_class": {"per_class": True}})
+    assert plugins.load("parts", "er_per_class") is plugins.load("parts", "er")
+
+
+def test_a_part_from_a_users_file_and_from_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "clsim_part_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "pull.py").write_text(PART)
+    info = tmp_path / "clsim_part_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clsim-part-package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[clsim.parts]\npull = clsim_part_package.pull:Pull\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "pull" in plugins.names("parts")
+    file = f"{package}/pull.py:Pull"
+    assert plugins.describe("parts", "pull").fields == plugins.describe("parts", file).fields
+    assert plugins.load("parts", "pull")(weight=2).weight == plugins.load("parts", file)(weight=2).weight == 2
+    assert plugins.kinds(file) == ["parts"]
+
+
+def test_a_strategy_is_no_part(tmp_path: Path) -> None:
     file = toy_file(tmp_path)
-    name = f"{file}:Toy"
-    assert (plugins.label(name), plugins.label("l2p")) == ("toy", "l2p")
-    assert plugins.identity("l2p") == "l2p"
-    first = plugins.identity(name)
-    assert first.startswith("Toy@") and str(tmp_path) not in first
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    assert plugins.identity(f"{toy_file(elsewhere)}:Toy") == first  # the text counts, the path does not
-    file.write_text(file.read_text() + "\n# changed\n")
-    assert plugins.identity(name) != first
+    assert plugins.kinds(f"{file}:Toy") == ["strategies"]
+    with pytest.raises(RequestError, match="Toy in .* is no part: it is a strategy"):
+        plugins.describe("parts", f"{file}:Toy")
+
+
+def test_old_names_and_constructors_of_parts_go_on_working() -> None:
+    from clsim.parts.memory import DarkExperience, Reservoir
+    from clsim.parts.regularisers import Ewc, Lwf
+
+    assert isinstance(Reservoir(7, True), Part) and Reservoir(7, True).capacity == 7
+    dark = DarkExperience(0.25, 0.75, 9)
+    assert (dark.alpha, dark.beta, dark.memory.capacity) == (0.25, 0.75, 9)
+    assert (Ewc(3.0).strength, Lwf(2.0).alpha) == (3.0, 2.0)
+
+
+def test_a_name_for_choices_is_read_as_the_choices(tmp_path: Path) -> None:
+    (tmp_path / "kinds.py").write_text("from typing import Literal\n\nOther = Literal['c', 'd']\nNumber = int\n")
+    text = TOY.replace("SIDE_EFFECT", "from .kinds import Number, Other as Some\n\nOwn = Literal['a', 'b']")
+    text = text.replace('Literal["a", "b"] | None', "Own | None").replace("lr: float = 0.5", "lr: Some = 'c'")
+    file = toy_file(tmp_path, text.replace("size: int", "size: Number"))
+    annotations = {field.name: field.annotation for field in plugins.describe("strategies", f"{file}:Toy").fields}
+    assert annotations["kind"] == "Literal['a', 'b'] | None"
+    assert (annotations["lr"], annotations["size"]) == ("Literal['c', 'd']", "Number")

@@ -1,4 +1,4 @@
-"""Journal, TensorBoard, figures and console, told of a small run by hand: three experiences, two steps in each."""
+"""Journal, TensorBoard, figures and console in a small run played by hand: three experiences, two steps in each."""
 
 import io
 import json
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from clsim import provenance
 from clsim.data.batches import Batch
 from clsim.data.streams import Info
 from clsim.errors import RequestError
-from clsim.events import State
+from clsim.events import State, Step
 from clsim.metrics import measures
 from clsim.recorders.console import Console, report
 from clsim.recorders.figures import (
@@ -39,7 +40,7 @@ COST = {"seconds_training": 12.34, "trainable_parameters": 12345, "memory_bytes"
 
 @dataclass
 class Ear:
-    """A listener that keeps what it is told."""
+    """A listener that keeps what it receives."""
 
     heard: list
     closed: bool = False
@@ -61,12 +62,18 @@ def fresh_state(num_experiences=3):
     return State(torch.nn.Identity(), Info(names, (), "class", num_experiences), seed=0)
 
 
+def a_step(s, loss, size=4):
+    step = Step(s, np.arange(size), Batch(torch.zeros(size, 3, 2, 2)))
+    step.loss = loss
+    return step
+
+
 def play(s, recorders, experiences=range(3), gradients=True, log=lambda s: None):
     """Raise the events of a run as the loop does, for some of its experiences."""
 
-    def say(event):
+    def say(event, given=s):
         for recorder in recorders:
-            getattr(recorder, event, lambda s: None)(s)
+            getattr(recorder, event, lambda s: None)(given)
 
     def evaluate(row):
         say("before_eval")
@@ -77,15 +84,15 @@ def play(s, recorders, experiences=range(3), gradients=True, log=lambda s: None)
     weight = torch.nn.Parameter(torch.zeros(()))
     say("before_training")
     for index in experiences:
-        s.experience = SimpleNamespace(index=index)
+        s.current = SimpleNamespace(index=index)
         say("before_training_exp")
         if gradients:
-            s.exp_steps, s.optimizer = 2, torch.optim.SGD([weight], 0.5 / (index + 1))
+            s.exp_steps, s.made_optimizer = 2, torch.optim.SGD([weight], 0.5 / (index + 1))
             for s.epoch in range(2):
                 say("before_training_epoch")
-                s.batch, s.loss = Batch(torch.zeros(4, 3, 2, 2)), weight + 1.0 / (s.step + 1)
+                step = a_step(s, weight + 1.0 / (s.step + 1))
                 s.step += 1
-                say("after_training_iteration")
+                say("after_training_iteration", step)
                 say("after_training_epoch")
         log(s)
         s.epoch = 0
@@ -129,7 +136,7 @@ def test_journal_records(tmp_path):
 
 def test_journal_row_before_training(tmp_path):
     journal, s = Journal(tmp_path / "events.jsonl"), fresh_state()
-    s.correct, s.total, s.before = [[1, 2, 3]], TOTAL, True
+    s.correct, s.total, s.has_baseline_row = [[1, 2, 3]], TOTAL, True
     journal.after_eval(s)
     journal.close()
     (record,) = lines(tmp_path / "events.jsonl")
@@ -138,16 +145,22 @@ def test_journal_row_before_training(tmp_path):
 
 def test_what_parts_log(tmp_path):
     journal, s = Journal(tmp_path / "events.jsonl"), fresh_state()
-    s.experience, s.step = SimpleNamespace(index=1), 7
-    for value in (1.5, 2, np.float32(0.5), math.nan, torch.tensor([3, 4]), [1.0, math.inf], np.zeros(2)):
+    s.current, s.step = SimpleNamespace(index=1), 7
+    weight = torch.nn.Parameter(torch.tensor([math.nan, 2.0]))
+    tensors = (torch.tensor([3, 4]), torch.tensor(0.1), torch.tensor(7), weight, torch.tensor([True]))
+    for value in (1.5, 2, np.float32(0.5), math.nan, [1.0, math.inf], np.zeros(2), *tensors):
         journal.log(s, "thing", value)
     journal.close()
     records = lines(tmp_path / "events.jsonl")
-    assert [record["value"] for record in records] == [1.5, 2, 0.5, None, [3, 4], [1.0, None], [0.0, 0.0]]
+    plain = [1.5, 2, 0.5, None, [1.0, None], [0.0, 0.0]]
+    assert [record["value"] for record in records] == [*plain, [3, 4], torch.tensor(0.1).item(), 7, [None, 2.0], [True]]
     assert {(record["name"], record["step"], record["experience"]) for record in records} == {("thing", 7, 2)}
 
 
-@pytest.mark.parametrize("value", ["text", [[1, 2], [3, 4]], [], None])
+TENSORS = [torch.zeros(2, 2), torch.zeros(0), torch.zeros(2, dtype=torch.complex64)]
+
+
+@pytest.mark.parametrize("value", ["text", [[1, 2], [3, 4]], [], None, *TENSORS])
 def test_what_cannot_be_logged(tmp_path, value):
     journal = Journal(tmp_path / "events.jsonl")
     with pytest.raises(TypeError, match=r"log\('thing', ...\) takes a number or a list of numbers"):
@@ -174,6 +187,111 @@ def test_steps_wait_for_the_end_of_the_epoch(tmp_path):
     journal.close()
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """Calls for which the host waits until a tensor's values are computed."""
+    made = []
+
+    def counted(name, own):
+        def call(tensor, *args, **kwargs):
+            made.append(name)
+            return own(tensor, *args, **kwargs)
+
+        return call
+
+    for name in ("item", "tolist", "numpy", "cpu", "__float__", "__bool__", "__int__", "__array__", "__repr__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+    return made
+
+
+def test_no_step_waits_for_a_value_and_an_epoch_is_one_read(tmp_path, reads):
+    path, s = tmp_path / "events.jsonl", fresh_state()
+    journal = Journal(path, [TensorBoard(tmp_path, benchmark(NAMES))])
+    s.current, s.made_optimizer = SimpleNamespace(index=0), torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], 0.5)
+    losses = (torch.arange(1, 5, dtype=torch.float32) / 10).requires_grad_()
+    recorders = [journal, Console(benchmark(NAMES))]  # standard error is no terminal
+    for step in range(4):
+        for recorder in recorders:
+            recorder.after_training_iteration(a_step(s, losses[step]))
+        journal.log(s, "norms", losses[:2] * step)
+        journal.log(s, "share", losses.mean())
+    assert reads == [] and path.read_text() == ""
+    journal.after_training_epoch(s)
+    assert reads == ["tolist"]
+    records = lines(path)
+    assert [record["event"] for record in records] == ["step", "log", "log"] * 4
+    assert [record["loss"] for record in records[::3]] == [loss.item() for loss in losses]
+    assert records[4]["value"] == losses[:2].tolist() and records[5]["value"] == losses.mean().item()
+    journal.close()
+
+
+@pytest.mark.parametrize("ask", [lambda journal, s: journal.offset(), lambda journal, s: journal.close()])
+def test_what_waits_is_written_when_the_file_is_needed(tmp_path, ask):
+    journal, s = Journal(tmp_path / "events.jsonl"), fresh_state()
+    journal.log(s, "a", torch.tensor(1.5))
+    journal.log(s, "b", 2)
+    ask(journal, s)
+    assert [(record["name"], record["value"]) for record in lines(tmp_path / "events.jsonl")] == [("a", 1.5), ("b", 2)]
+    journal.close()
+
+
+def test_records_stay_in_order_and_have_the_time_at_which_things_happened(tmp_path, monkeypatch):
+    clock = iter(range(100, 200))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    journal, s = Journal(tmp_path / "events.jsonl"), fresh_state()
+    s.correct, s.total = ROWS[:1], TOTAL
+    usage = torch.tensor([1, 2])
+    journal.log(s, "usage", usage)
+    usage += 5  # a buffer of the learner, which the next step changes
+    journal.log(s, "share", 0.5)
+    journal.after_eval(s)
+    records = lines(tmp_path / "events.jsonl")
+    assert [record["event"] for record in records] == ["log", "log", "evaluation"]
+    assert [record["time"] for record in records] == [100, 101, 102]
+    assert records[0]["value"] == [1, 2]
+    journal.close()
+
+
+def test_detected_tasks_are_in_the_evaluation_that_counted_them(tmp_path):
+    journal, s = Journal(tmp_path / "events.jsonl"), fresh_state()
+    s.total = TOTAL
+    for row, tasks in ((ROWS[0], None), (ROWS[1], [3, 4, None])):
+        s.correct.append(row)
+        if tasks is not None:
+            s.task_correct += [[None] * 3, tasks]
+        journal.after_eval(s)
+    journal.close()
+    first, second = lines(tmp_path / "events.jsonl")
+    assert "task_correct" not in first
+    assert second["task_correct"] == [3, 4, None]
+
+
+def test_evaluations_inside_an_experience(tmp_path, capsys):
+    board = TensorBoard(tmp_path, benchmark(NAMES))
+    journal, s = Journal(tmp_path / "events.jsonl", [board]), fresh_state()
+    shown = Console(benchmark(NAMES))
+    s.current, s.total, s.trained = SimpleNamespace(index=1), [10, 30, 20], 1
+    for images, step, row in ((320, 10, [5, 3, None]), (640, 20, [7, 9, None])):
+        s.anytime.append({"images": images, "step": step, "correct": row})
+        for recorder in (journal, shown):
+            getattr(recorder, "after_anytime_eval", lambda s: None)(s)
+    journal.close()
+    first, _ = lines(tmp_path / "events.jsonl")
+    assert first.pop("time") > 1e9
+    assert first == {
+        "event": "anytime",
+        "experience": 2,
+        "step": 10,
+        "images": 320,
+        "correct": [5, 3, None],
+        "total": [10, 30, 20],
+        "accuracy": [0.5, 0.1, None],
+    }
+    # (5 + 3) of 40 images, then (7 + 9)
+    assert points(read_back(tmp_path), "anytime/average") == [(320, 0.2), (640, 0.4)]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_journal_goes_on_where_the_checkpoint_was(tmp_path):
     path = tmp_path / "events.jsonl"
     journal, s = Journal(path), fresh_state()
@@ -197,7 +315,16 @@ def test_journal_goes_on_where_the_checkpoint_was(tmp_path):
     assert [record["step"] for record in ear.heard if record["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_journal_starts_anew_over_an_older_one(tmp_path):
+def test_a_journal_with_a_broken_line_is_named(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "start"}\n{"event": \n')
+    with pytest.raises(RequestError, match=r"events\.jsonl is missing or broken: JSONDecodeError"):
+        list(read_records(path))
+    with pytest.raises(RequestError, match=r"nowhere is missing or broken: FileNotFoundError"):
+        list(read_records(tmp_path / "nowhere"))
+
+
+def test_journal_starts_again_over_an_older_one(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "old"}\n')
     journal = Journal(path)
@@ -405,7 +532,7 @@ def test_plain_lines(capsys, gradients):
 
 def test_line_before_training(capsys):
     s = fresh_state()
-    s.correct, s.total, s.before = [[1, 2, 3]], TOTAL, True
+    s.correct, s.total, s.has_baseline_row = [[1, 2, 3]], TOTAL, True
     s.metrics = measures(s.correct, s.total, before=True).values
     recorder = Console(benchmark(NAMES))
     recorder.before_eval(s)
@@ -449,14 +576,13 @@ def test_time_left(monkeypatch):
     recorder, s = Console(benchmark(NAMES)), fresh_state()
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    s.experience, s.trained, s.exp_steps = SimpleNamespace(index=1), 1, 10
+    s.current, s.trained, s.exp_steps = SimpleNamespace(index=1), 1, 10
     s.step = s.exp_first = 10  # a resumed run: 1/3 is done
-    s.loss, s.batch = torch.tensor(0.5), Batch(torch.zeros(8, 3, 2, 2))
     recorder.before_training(s)
     recorder.before_training_exp(s)
     recorder.before_training_epoch(s)
     s.step, now = 15, 110.0  # in 10 s a sixth of the run; a half is left
-    recorder.after_training_iteration(s)
+    recorder.after_training_iteration(a_step(s, torch.tensor(0.5), size=8))
     recorder.close()
     assert "50% 0:00:30 left, experience 2/3, epoch 1, loss 0.500, 1 images/s" in plain(err.getvalue())
 
@@ -468,9 +594,10 @@ def plain(text):
 def a_run(names, correct, total, before=False, **summary):
     found = measures(correct, total, before)
     matrix = {"correct": correct, "total": total, "experiences": names, "classes": [["a"]] * len(total)}
-    told = {"scenario": "split_digits", "strategy": "l2p", "backbone": "vit_micro", "seed": 3, "cost": COST}
-    told |= {"metrics": found.values, "notes": found.notes | {"caveat 1": "small [images]"}} | summary
-    return Run(Path("runs/split_digits/l2p/vit_micro-s3-0badcafe"), {}, matrix, told)
+    written = {"scenario": "split_digits", "strategy": "l2p", "backbone": "vit_micro", "seed": 3, "cost": COST}
+    written |= {"metrics": found.values, "notes": found.notes | {"caveat 1": "small [images]"}}
+    written |= {"code": provenance.code_digest()} | summary
+    return Run(Path("runs/split_digits/l2p/vit_micro-s3-0badcafe"), {}, matrix, written)
 
 
 def test_report(capsys):
@@ -491,6 +618,32 @@ def test_report(capsys):
     assert text.endswith("runs/split_digits/l2p/vit_micro-s3-0badcafe\n")
     assert text.isascii()
     assert "\x1b" not in text
+
+
+def test_report_of_a_run_that_other_code_made(capsys):
+    report(a_run(NAMES, ROWS, TOTAL))
+    assert "made by" not in capsys.readouterr().out
+    report(a_run(NAMES, ROWS, TOTAL, code="0123456789ab"))
+    now = provenance.code_digest()
+    note = f"made by other code of clsim (0123456789ab, now {now}): repeat with --fresh to run it again"
+    assert note in capsys.readouterr().out.splitlines()
+    old = a_run(NAMES, ROWS, TOTAL)
+    del old.summary["code"]
+    report(old)
+    note = "made by an earlier version of clsim: repeat with --fresh to run it again"
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_detected_tasks_are_a_metric_like_others(capsys):
+    run = a_run(NAMES, ROWS, TOTAL)
+    run.metrics["task_accuracy"] = 0.4321
+    report(run)
+    assert ["task", "accuracy", "43.21"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    s = fresh_state()
+    s.trained, s.correct, s.total = 1, ROWS[:1], TOTAL
+    s.metrics = {"average_accuracy": 0.9, "forgetting": None, "task_accuracy": 0.4321}
+    Console(benchmark(NAMES)).after_eval(s)
+    assert capsys.readouterr().out == "after experience 1/3: average 90.0 %, tasks detected 43.2 %, accuracies 90.0\n"
 
 
 def test_report_with_a_row_before_training(capsys):

@@ -12,9 +12,10 @@ from clsim.data.batches import Batch
 from clsim.data.streams import Scenario, class_incremental
 from clsim.errors import RequestError
 from clsim.events import State
-from clsim.parts import named_part
-from clsim.parts.memory import DarkExperience
-from clsim.parts.regularisers import Ewc, Lwf, distillation
+from clsim.named_parts import named_part
+from clsim.parts.der import Der
+from clsim.parts.ewc import Ewc
+from clsim.parts.lwf import Lwf, distillation
 from clsim.strategy import Strategy
 
 ALL = "ewc:10,lwf:0.5,der:0.1:0.5:12,er:6"
@@ -98,7 +99,6 @@ def test_ewc_sums_importances_and_moves_the_anchor(s):
     other = Ewc(1.0)
     other.load(ewc.state())
     s.loss = torch.tensor(0.0)
-    other.before_training_exp(s)
     other.before_backward(s)
     assert s.loss == 0.0 and torch.equal(other.fisher["weight"], ewc.fisher["weight"])
 
@@ -162,7 +162,7 @@ def test_der_adds_squared_differences_and_cross_entropy_on_two_draws(make_table)
     table = make_table(4, 5)
     benchmark = class_incremental(Scenario(order_seed=-1), table, table, 2)
     s = State(Plane(3, 4), benchmark.info, 0, benchmark.train_stream[0], seen=(0, 1), mask="current")
-    der = DarkExperience(0.5, 2.0, 3)
+    der = Der(0.5, 2.0, 3)
     s.rows, s.loss = s.experience.rows, torch.tensor(1.0)
     s.logits = torch.arange(40.0).reshape(10, 4)
     der.after_forward(s)
@@ -189,7 +189,7 @@ def test_der_adds_squared_differences_and_cross_entropy_on_two_draws(make_table)
     # the learner's logits are all zero: mean square of what is stored, and log 3 for three classes seen
     square = np.mean([value**2 for row in rows[:2] for value in der.logits[row].tolist()])
     assert s.loss.item() == pytest.approx(1 + 0.5 * square + 2 * math.log(3), rel=1e-6)
-    other = DarkExperience(0.5, 2.0, 3)
+    other = Der(0.5, 2.0, 3)
     other.load(der.state())
     assert list(other.logits) == list(der.logits) and other.stored_bytes == der.stored_bytes
     assert all(torch.equal(other.logits[row], der.logits[row]) for row in der.logits)
@@ -199,7 +199,7 @@ def test_draws_for_logits_and_labels_are_independent(make_table):
     table = make_table(2, 50)
     benchmark = class_incremental(Scenario(order_seed=-1), table, table, 2)
     s = State(Plane(3, 2), benchmark.info, 0, benchmark.train_stream[0], rows=np.arange(20))
-    memory = DarkExperience(1.0, 1.0, 60).memory
+    memory = Der(1.0, 1.0, 60).memory
     memory.after_training_exp(s)
     pairs = {}
     for s.step in range(50):
@@ -208,19 +208,39 @@ def test_draws_for_logits_and_labels_are_independent(make_table):
     assert 4 < np.mean(list(pairs.values())) < 9  # 20 of 60 twice: 6.7 in common
 
 
+def test_checkpoints_inside_an_experience_keep_the_latest_logits_and_the_teacher(s, tmp_path):
+    s.rows, s.loss = s.experience.rows[::-1].copy(), torch.tensor(0.0)
+    s.logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    dark, lwf = Der(1.0, 1.0, 5), Lwf(1.0)
+    dark.after_forward(s)
+    lwf.after_training_exp(s)
+    lwf.before_training_exp(s)
+    checkpoint.save(tmp_path, {"dark": dark.state(), "lwf": lwf.state()})
+    saved = checkpoint.load(tmp_path)
+    other, student = Der(1.0, 1.0, 5), Lwf(1.0)
+    other.load(saved["dark"])
+    student.load(saved["lwf"])
+    with torch.no_grad():
+        s.learner.weight.fill_(7.0)  # training went on
+    assert student.classes == (0, 1) and torch.equal(student.teacher["weight"], torch.zeros(2, 2))
+    other.after_training_exp(s)
+    assert {row: logits.tolist() for row, logits in other.logits.items()} == {0: [3.0, 4.0], 1: [1.0, 2.0]}
+
+
 # on the command line
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ewc", "ewc:LAMBDA with a number"),
-        ("ewc:-1", "at least 0"),
-        ("ewc:nan", "at least 0"),
-        ("lwf:x", "lwf:ALPHA"),
-        ("der:1:1", "der:ALPHA:BETA:IMAGES"),
-        ("der:1:1:0", "whole number of at least 1"),
-        ("der:1:-1:5", "two numbers of at least 0"),
+        ("ewc:1:2", "write ewc:STRENGTH or ewc,strength=VALUE"),
+        ("ewc:-1", "ewc:-1: strength must be a number of at least 0, not -1.0"),
+        ("ewc:nan", "ewc:nan: strength must be a number, not 'nan'"),
+        ("lwf:x", "lwf:x: alpha must be a number, not 'x'"),
+        ("der:1:1", "der:1:1: write der:ALPHA:BETA:SIZE or der,alpha=VALUE"),
+        ("der:1:1:0", "der:1:1:0: .*at least 1 image"),
+        ("der:1:-1:5", "beta must be a number of at least 0, not -1.0"),
+        ("der,alpha=1,bets=2", r"no field 'bets' \(did you mean 'beta'\?\); there are: alpha, beta, size"),
         ("ewcc:1", "did you mean 'ewc'"),
     ],
 )
@@ -319,6 +339,6 @@ def test_stiff_springs_hold_what_was_learned(tmp_path):
 
         strain[part] = anchors
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("clsim.parts.regularisers.Ewc", Note)
+            patch.setattr("clsim.parts.ewc.Ewc", Note)
             finished("linear", tmp_path, part)
     assert 0 < strain["ewc:1000"][0] < 0.2 * strain["ewc:0"][0]

@@ -1,1 +1,1 @@
-"""What is kept and shown of a run: console, TensorBoard, JSON lines."""
+"""Recorders, which keep and show what happens in a run: JSON lines, TensorBoard, console, pictures."""

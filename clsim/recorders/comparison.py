@@ -1,4 +1,4 @@
-"""`clsim compare --plot`: what runs reach against what they train, as the visual-prompt-tuning paper draws it.
+"""`clsim compare --plot`: accuracy against trainable parameters, as the visual-prompt-tuning paper draws it.
 
 Jia et al. 2022, arXiv:2203.12119. One panel for each scenario, as a PNG and in TensorBoard.
 """
@@ -25,9 +25,9 @@ TAG = "accuracy against trainable parameters"
 def draw(groups: Sequence[Group], file: Path) -> list[Path]:
     """Draw the groups into a PNG file, and as an image into a TensorBoard run in the folder ``file`` without suffix.
 
-    Where strategies were run on several pairs of domains, a second file, ``file`` with ``-pairs``, has their target
-    accuracies as heat maps. What stood there from before is replaced. Returns the files; raises RequestError where no
-    group has figures to draw.
+    Where strategies were run on several pairs of domains, a second file, ``file`` with ``-pairs``, shows their target
+    accuracies as heat maps. Existing files are replaced. Returns the files; raises RequestError where no group has
+    figures to draw.
     """
     panels: dict[str, list[Point]] = {}
     for group in groups:

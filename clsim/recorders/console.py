@@ -1,7 +1,7 @@
-"""Console: how a run is getting on, and at its end the final table.
+"""Console: the progress of a run, and the final table.
 
-The progress display goes to standard error and only to a terminal; lines and tables go to standard output, plain
-where that is no terminal.
+The progress display goes to standard error, and only to a terminal; lines and tables go to standard output, without
+control characters where that is no terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from clsim.events import Part, State
+from clsim.events import Part, State, Step
 from clsim.metrics import accuracy_matrix
 from clsim.recorders.figures import percent
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH = 120  # columns at most, and where there is no terminal
 MATRIX = 24  # experiences whose matrix is that narrow
-PAUSE = 0.2  # seconds between two pictures of the progress
+PAUSE = 0.2  # seconds between two updates of the progress display
 
 
 def console(stream: TextIO) -> rich.console.Console:
@@ -66,12 +66,12 @@ class Console(Part):
         self._epoch_images = 0
 
     def close(self) -> None:
-        """Take the progress display away; also after an error, for the terminal's cursor is hidden meanwhile."""
+        """Remove the progress display; also after an error, because it hides the terminal's cursor."""
         if self._progress is not None:
             self._progress.stop()
 
     def before_training(self, s: State) -> None:
-        """Begin to show progress."""
+        """Start the progress display."""
         if self._progress is not None:
             self._progress.start()
 
@@ -80,21 +80,20 @@ class Console(Part):
         self._show_training(s, loss="-")
 
     def before_training_epoch(self, s: State) -> None:
-        """Measure speed anew: evaluation lies between."""
+        """Start the clock of the speed again: the time of an evaluation must not count."""
         self._epoch_began, self._epoch_images = time.monotonic(), 0
         self._show_training(s, loss="-")
 
-    def after_training_iteration(self, s: State) -> None:
-        """Show loss, speed and time left."""
+    def after_training_iteration(self, s: Step) -> None:
+        """Show loss, speed and time left; the loss, for which a GPU has to be waited for, not in every step."""
         if self._progress is None:
             return
-        assert s.batch is not None and s.loss is not None
         self._epoch_images += len(s.batch)
         if time.monotonic() - self._shown >= PAUSE:
             self._show_training(s, loss=f"{s.loss.item():.3f}")
 
     def before_eval(self, s: State) -> None:
-        """Show that evaluation goes on."""
+        """Show that the learner is being evaluated."""
         self._show(f"evaluating {_after(s, self._experiences)}")
 
     def after_eval(self, s: State) -> None:
@@ -107,17 +106,16 @@ class Console(Part):
             self._progress.start()
 
     def after_training(self, s: State) -> None:
-        """Nothing is left to show."""
+        """Remove the progress display."""
         self.close()
 
     def _show(self, text: str, share: float | None = None) -> None:
-        """Draw the display, with the share of the run done, in [0, 1], where it is known anew."""
+        """Update the display; `share` of the run done, in [0, 1], None: as before."""
         if self._progress is not None:
             self._shown = time.monotonic()
             self._progress.update(self._task, description=text, completed=share, refresh=True)
 
-    def _show_training(self, s: State, loss: str) -> None:
-        assert s.experience is not None
+    def _show_training(self, s: State | Step, loss: str) -> None:
         now, share = time.monotonic(), self._share(s)
         if self._began is None:
             self._began = now, share
@@ -130,12 +128,10 @@ class Console(Part):
             text += f", {self._epoch_images / max(now - self._epoch_began, 1e-9):.0f} images/s"
         self._show(text, share)
 
-    def _share(self, s: State) -> float:
-        """The share of the run's training that is done, experiences counting the same."""
-        assert s.experience is not None
-        current = s.progress
+    def _share(self, s: State | Step) -> float:
+        """The share of the run's training that is done, where every experience counts the same."""
         after = self._experiences - 1 - s.experience.index  # none for joint training, a single last experience
-        return (s.trained + current) / (s.trained + 1 + after)
+        return (s.trained + s.progress) / (s.trained + 1 + after)
 
 
 def _after(s: State, experiences: int) -> str:
@@ -145,7 +141,8 @@ def _after(s: State, experiences: int) -> str:
 def _line(s: State, experiences: int) -> str:
     """``after experience 2/5: average 81.2 %, forgetting 3.1 %, accuracies 80.1 82.3``"""
     parts = []
-    for name, label in (("average_accuracy", "average"), ("forgetting", "forgetting")):
+    shown = {"average_accuracy": "average", "forgetting": "forgetting", "task_accuracy": "tasks detected"}
+    for name, label in shown.items():
         value = s.metrics.get(name)
         if value is not None:
             parts.append(f"{label} {100 * value:.1f} %")
@@ -160,7 +157,7 @@ def _line(s: State, experiences: int) -> str:
 
 
 def report(run: Run) -> None:
-    """Print a finished run to standard output: accuracy matrix, metrics, cost, and where it lies."""
+    """Print a finished run to standard output: accuracy matrix, metrics, cost, directory; and whose code made it."""
     out = console(sys.stdout)
     summary, names = run.summary, run.matrix["experiences"]
     out.print(f"\n{summary['scenario']}: {summary['strategy']} on {summary['backbone']}, seed {summary['seed']}\n")
@@ -177,6 +174,8 @@ def report(run: Run) -> None:
             out.print(f"{name.replace('_', ' ')}: {note}")
     out.print()
     out.print(_cost(summary["cost"]))
+    if run.code_note is not None:
+        out.print(f"\n{run.code_note}", soft_wrap=True)
     out.print(f"\n{run.directory}", soft_wrap=True)
 
 
@@ -189,7 +188,7 @@ def _table(*headers: str, digits: int = 0) -> Table:
 
 
 def _matrix(matrix: dict[str, Any]) -> Table:
-    """Accuracies in %, a row after each experience, a column for each tested on."""
+    """Accuracies in %: a row after each experience, a column for each that is tested."""
     correct, total = matrix["correct"], matrix["total"]
     before = int(matrix.get("before", len(correct) > len(total)))  # whether row 0 was measured before any training
     digits = len(percent(1.0, len(total)))
@@ -201,7 +200,7 @@ def _matrix(matrix: dict[str, Any]) -> Table:
 
 
 def _first_and_last(matrix: dict[str, Any]) -> Table:
-    """For a matrix that is too wide: each experience when just learned, and at the end, in %."""
+    """For a matrix that is too wide: the accuracy on each experience when it was just learned, and at the end, in %."""
     rows = accuracy_matrix(matrix["correct"], matrix["total"])[-len(matrix["total"]) :]
     table = _table("experience", "just learned (%)", "at the end (%)")
     for index, name in enumerate(matrix["experiences"]):
@@ -210,7 +209,7 @@ def _first_and_last(matrix: dict[str, Any]) -> Table:
 
 
 def _metrics(metrics: dict[str, float | None], notes: dict[str, str]) -> Table:
-    """Each metric in %, or the reason why it has no meaning; those without it for the same reason on one line."""
+    """Each metric in %, or the reason why it is undefined; metrics undefined for the same reason share a line."""
     table = _table("metric", "%")
     table.add_column("")
     reasons: dict[str, list[str]] = {}

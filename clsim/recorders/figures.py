@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn without any global state of matplotlib."""
+"""Figures of runs, drawn without any global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
-MAX_TICKS = 25  # labels on an axis, and numbers in cells, before they would overlap
+MAX_TICKS = 25  # labels on an axis, and numbers in a row of cells: more would overlap
 MAX_NAME = 28  # characters of an experience's name
 
 
@@ -25,10 +25,10 @@ def accuracy_matrix_figure(
     before: bool = False,
     learned: Sequence[str] | None = None,
 ) -> Figure:
-    """The accuracies in %, a row after each experience and a column for each tested on, (rows, T) as in clsim.metrics.
+    """Accuracies in %: a row after each experience and a column for each that is tested, (rows, T) as in clsim.metrics.
 
-    Rows still to come, and cells never evaluated, stay empty, so that a run's pictures all have one shape. `learned`
-    names the experiences learned where they are others than those tested on.
+    Rows still to come, and cells never evaluated, are empty, so that all pictures of a run have one shape. `learned`
+    names the experiences learned, where they differ from those tested.
     """
     experiences = len(total)
     learned = names if learned is None else learned
@@ -71,7 +71,7 @@ def accuracy_matrix_figure(
 
 
 def bars_figure(values: Sequence[float], title: str) -> Figure:
-    """One bar for each of the values, in order, counted from 0."""
+    """One bar for each value, in order, numbered from 0."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(min(max(4.0, 0.3 * len(values)), 14.0), 2.8), dpi=DPI, layout="constrained")
@@ -97,7 +97,7 @@ def to_array(figure: Figure) -> NDArray[np.uint8]:
 
 
 def percent(value: float | None, experiences: int) -> str:
-    """A fraction in per cent, with a decimal where a row of the matrix leaves room; "-" for None or NaN."""
+    """A fraction in %, with a decimal where a row of the matrix has room for it; "-" for None or NaN."""
     if value is None or np.isnan(value):
         return "-"
     return f"{100 * value:.1f}" if experiences <= 10 else f"{100 * value:.0f}"
@@ -117,9 +117,9 @@ class Point(NamedTuple):
 
 
 def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
-    """Accuracy against trainable parameters, which run logarithmically; a panel for each title.
+    """Accuracy against trainable parameters, on a logarithmic axis; a panel for each title.
 
-    A method that trains nothing has no place on such an axis: it is a dashed line at its accuracy.
+    A method that trains nothing has no place on such an axis: a dashed line shows its accuracy.
     """
     from matplotlib.figure import Figure
 
@@ -140,7 +140,7 @@ def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
         placed = [point for point in points if point.parameters > 0]
         if placed:
             ends = [f(point.parameters for point in placed) for f in (min, max)]
-            axes.set_xlim(ends[0] / 2, ends[1] * 4)  # names stand to the right
+            axes.set_xlim(ends[0] / 2, ends[1] * 4)  # room for the names on the right
         for point in points:
             if point.parameters > 0:
                 error = point.interval or 0.0
@@ -165,11 +165,11 @@ def accuracy_cost_figure(panels: Mapping[str, Sequence[Point]]) -> Figure:
 
 
 def _label(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
-    """Names beside their points, each in the first of some places where it covers no other name."""
+    """Names next to their points, each in the first of several places where it covers no other name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()  # places are known only when the layout is
+    canvas.draw()  # positions are known only after the layout
     taken: list[Any] = []
     places = [(6, 4), (6, -10), (-6, 4), (-6, -10), *((6, dy) for dy in (16, -22, 28, -34, 40))]  # points of type
     for point in sorted(points, key=lambda each: -each.accuracy):
@@ -191,7 +191,7 @@ def grid_figure(
 ) -> Figure:
     """(R,C) values in %, NaN where there is none, as a heat map with a name for each row and column.
 
-    `axis_names` say what the rows and the columns are.
+    `axis_names` are the titles of the axis of rows and of that of columns.
     """
     from matplotlib.figure import Figure
 
@@ -213,7 +213,7 @@ def grid_figure(
     axes.spines[:].set_visible(False)
     if max(values.shape) <= MAX_TICKS:
         for (row, column), value in np.ndenumerate(values):
-            if value > 0:  # of a confusion matrix most cells are empty, and better left so
+            if value > 0:  # most cells of a confusion matrix are zero: they are easier to read without numbers
                 ink = "black" if value > 60 else "white"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, aspect=20, pad=0.02).ax.tick_params(labelsize=8)
@@ -221,7 +221,7 @@ def grid_figure(
 
 
 def map_figure(maps: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64], domains: Sequence[str]) -> Figure:
-    """Maps (n,2) of the same n images, one beneath the other, coloured by class on the left and by domain on the right.
+    """Maps (n,2) of the same n images in rows, coloured by class on the left and by domain on the right.
 
     `classes` are (n,), `domains` the name of each image's domain.
     """

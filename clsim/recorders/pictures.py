@@ -1,4 +1,4 @@
-"""Pictures of a pair of domains: what the target's classes are taken for, and maps of features before and after."""
+"""Pictures of a pair of domains: the target's confusion matrix, and maps of features before and after training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
@@ -16,32 +15,32 @@ from clsim.recorders.tensorboard import TensorBoard
 from clsim.tools import EVAL_BATCH
 
 SHOWN = 150  # images of a domain on a map
-ITERATIONS = 500  # of t-SNE: a second for both maps, and no run should take longer for its pictures than to learn
-BEFORE = "before.npy"
+ITERATIONS = 500  # of t-SNE: a second for both maps; pictures should take less time than training
+BEFORE = "before.npz"
 
 
 class Pictures(Part):
     """Draws into the folder `pictures` of the run, and into TensorBoard, when training is over.
 
-    A map shows test images of the source and images of the target by what the learner's classifier reads, where it says
-    that (`represent`: (B,) batch -> (B,D)), or else by its logits; t-SNE brings them to two dimensions (van der Maaten
-    and Hinton 2008). Labels colour the maps and go nowhere else.
+    A map shows test images of the source and images of the target, in two dimensions by t-SNE (van der Maaten and
+    Hinton 2008): the features that the learner returns in its Outputs, or its logits where it returns no features or
+    training leaves them as they were. Labels are used for the colours of the maps only.
     """
 
     def __init__(
-        self, directory: Path, benchmark: Benchmark, loaders: Mapping[str, Loader], bf16: bool, board: TensorBoard
+        self, directory: Path, benchmark: Benchmark, loaders: Mapping[str, Loader], board: TensorBoard
     ) -> None:
+        """`loaders` are those of the test stream's tables, by fingerprint."""
         self.folder = directory / "pictures"
         self.target, _, self.source = benchmark.test_stream
         self.loaders = loaders
-        self.bf16 = bf16
         self.board = board
 
     def before_training(self, s: State) -> None:
-        """Keep what the images look like to an untrained learner; on resuming it is there already."""
+        """Keep the outputs of the untrained learner; a resumed run has them already."""
         if s.step == 0:
             self.folder.mkdir(exist_ok=True)
-            np.save(self.folder / BEFORE, self._represented(s))
+            np.savez(self.folder / BEFORE, **self._outputs(s))  # type: ignore[arg-type]  # its stub has no arrays by name
 
     def after_training(self, s: State) -> None:
         """Draw."""
@@ -53,34 +52,44 @@ class Pictures(Part):
         shown = [(experience, _spread(experience)) for experience in (self.source, self.target)]
         classes = np.concatenate([experience.table.labels[rows] for experience, rows in shown])
         domains = [experience.domain or experience.name for experience, rows in shown for _ in rows]
-        maps = {"before": np.load(self.folder / BEFORE), "after": self._represented(s)}
+        with np.load(self.folder / BEFORE) as before:
+            maps = _maps(before, self._outputs(s))
         features = map_figure({name: _flat(points) for name, points in maps.items()}, classes, domains)
         for name, figure in (("confusion", confusion), ("features", features)):
             figure.savefig(self.folder / f"{name}.png")
             self.board.picture(name, figure, s.trained)
 
     @torch.no_grad()
-    def _represented(self, s: State) -> NDArray[np.float32]:
-        """(n,D): images of the source, then of the target."""
-        learner = s.learner.eval()
-        represent = getattr(learner, "represent", learner)
-        found = []
+    def _outputs(self, s: State) -> dict[str, NDArray[np.float32]]:
+        """The (n,K) "logits" and, if there are any, (n,D) "features": images of the source, then of the target."""
+        s.learner.eval()
+        found: dict[str, list[torch.Tensor]] = {}
         for experience in (self.source, self.target):
             loader = self.loaders[experience.table.fingerprint]
             for count, batch in loader.unlabelled(_spread(experience), EVAL_BATCH):
-                with torch.autocast(loader.device.type, torch.bfloat16, enabled=self.bf16):
-                    said: Tensor = represent(batch)
-                found.append(said[:count].float().cpu())
-        return torch.cat(found).numpy()
+                outputs = s.outputs(batch)
+                for name, values in (("logits", outputs.logits), ("features", outputs.features)):
+                    if values is not None:
+                        found.setdefault(name, []).append(values[:count].float().cpu())
+        return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+
+def _maps(
+    before: Mapping[str, NDArray[np.float32]], after: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """The features before and after training, or the logits where the features are the same."""
+    moved = "features" in after and not np.allclose(before["features"], after["features"])
+    name = "features" if moved else "logits"
+    return {"before": before[name], "after": after[name]}
 
 
 def _spread(experience: Experience) -> NDArray[np.int64]:
-    """Up to SHOWN of its rows, evenly over the classes, which stand one behind the other."""
+    """At most SHOWN of its rows, evenly over the classes, which are in order."""
     return experience.rows[:: -(-len(experience.rows) // SHOWN)]
 
 
 def _flat(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,D) -> (n,2); points that are all the same stay so."""
+    """(n,D) -> (n,2); if all points are equal, they stay equal."""
     from sklearn.manifold import TSNE  # late: a second to import
 
     if (points == points[0]).all():  # an untrained learner may score every image alike, and t-SNE divides by the spread

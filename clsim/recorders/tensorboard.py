@@ -1,4 +1,4 @@
-"""TensorBoard: the journal as curves and pictures, in the run directory itself."""
+"""TensorBoard: the journal as curves and pictures, in the run directory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from clsim.recorders.figures import accuracy_matrix_figure, bars_figure, to_arra
 if TYPE_CHECKING:
     from clsim.data.streams import Benchmark
 
-CURVES = 64  # a logged list up to this length is drawn as curves, too
+CURVES = 64  # a logged list of at most this length is also drawn as curves
 
 
 class TensorBoard:
     """A listener of the journal. Training is drawn by step, evaluation and logged lists by experience.
 
-    Older event files of the directory go: the journal tells everything again on resuming, so that no point is there
-    twice.
+    Evaluations inside experiences are drawn by images. Older event files of the directory are removed: a resumed
+    journal replays its records, so that no point exists twice.
     """
 
     def __init__(self, directory: Path, benchmark: Benchmark) -> None:
@@ -32,13 +32,15 @@ class TensorBoard:
         self._rows: dict[int, list[int | None]] = {}  # counts by experience; 0: before any training
 
     def write(self, record: dict[str, Any]) -> None:
-        """Draw a record of the journal at its own time."""
+        """Draw a record of the journal, at the time that it names."""
         match record["event"]:
             case "step":
                 self._scalar("train/loss", record["loss"], record["step"], record["time"])
                 self._scalar("train/lr", record["lr"], record["step"], record["time"])
             case "evaluation":
                 self._evaluation(record)
+            case "anytime":
+                self._anytime(record)
             case "log":
                 self._log(record)
             case "end":
@@ -62,7 +64,7 @@ class TensorBoard:
     def _evaluation(self, record: dict[str, Any]) -> None:
         experience, when = record["experience"], record["time"]
         for number, (name, value) in enumerate(zip(self._names, record["accuracy"], strict=True), start=1):
-            # numbered: TensorBoard sorts by tag, and curves should stand in the stream's order
+            # numbered: TensorBoard sorts by tag, and curves should be in the stream's order
             self._scalar(f"accuracy/{number:02d} {name}", value, experience, when)
         for name, value in record["metrics"].items():
             self._scalar(f"metrics/{name}", value, experience, when)
@@ -75,10 +77,17 @@ class TensorBoard:
         self._image("accuracy_matrix", figure, experience, when)
         self._writer.flush()
 
+    def _anytime(self, record: dict[str, Any]) -> None:
+        """The accuracy on all tested images together."""
+        tested = [pair for pair in zip(record["correct"], record["total"], strict=True) if pair[0] is not None]
+        if tested:
+            accuracy = sum(count for count, _ in tested) / sum(size for _, size in tested)
+            self._scalar("anytime/average", accuracy, record["images"], record["time"])
+
     def _log(self, record: dict[str, Any]) -> None:
         name, value, experience, when = (record[key] for key in ("name", "value", "experience", "time"))
         if not isinstance(value, list):
-            # methods without gradients take no steps: their points stand by experience
+            # methods without gradients take no steps: their points are drawn by experience
             self._scalar(f"log/{name}", value, record["step"] or experience, when)
             return
         known = [0.0 if item is None else item for item in value]
@@ -88,9 +97,9 @@ class TensorBoard:
                 self._scalar(f"{name}/{index:02d}", item, experience, when)
 
     def _end(self, record: dict[str, Any]) -> None:
-        """Hyper-parameters, beside the metrics' last points.
+        """Hyper-parameters, in the same file as the metrics.
 
-        SummaryWriter.add_hparams would make a run of its own, named by the time, for these.
+        SummaryWriter.add_hparams would make a separate run for them, named by the time.
         """
         from torch.utils.tensorboard import summary
 
@@ -102,7 +111,7 @@ class TensorBoard:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | float]:
-    """A tree as one level of dotted names; what is no number becomes text."""
+    """A tree as one level of dotted names; values that are no numbers become text."""
     flat: dict[str, str | float] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,0 +1,200 @@
+"""The options of `clsim run`, listed once: the command line, configurations and hashes are derived from this table.
+
+Fields of the plug-ins are no options: their files declare them.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from clsim.errors import RequestError
+from clsim.values import check
+
+Checker = Callable[[Any, str], Any]  # value, name of the option -> the value in its type; raises RequestError
+
+
+class Option(NamedTuple):
+    """An option of a run, with underscores as in Python and TOML; the command line has hyphens."""
+
+    name: str
+    metavar: str
+    help: str
+    checker: Checker
+    default: Any = None
+    hashed: bool = False  # whether a result can depend on it; None is never hashed
+    compared: bool = False  # whether runs that differ in it are different rows in a comparison
+    of_strategy: bool = False  # a field of every strategy that is also an option
+    per_run: bool = False  # an attribute of RunConfig that all runs of a request have in common
+    is_path: bool = False
+
+
+# checkers
+
+
+def of_type(annotation: Any) -> Checker:
+    """A checker for values of a type."""
+    return lambda value, name: check(value, annotation, name)
+
+
+def at_least(low: int, annotation: Any) -> Checker:
+    """A checker for numbers, or None, with a smallest value."""
+
+    def checked(value: Any, name: str) -> Any:
+        found = check(value, annotation, name)
+        if found is not None and found < low:
+            raise RequestError(f"{name} must be at least {low}, not {found}")
+        return found
+
+    return checked
+
+
+def path(value: Any, name: str, file: bool = False) -> Path | None:
+    """A path with ``~`` expanded, or None; with `file` it must be a file that exists."""
+    if value is None:
+        return None
+    found = Path(check(str(value) if isinstance(value, Path) else value, str, name)).expanduser()
+    if file and not found.is_file():
+        raise RequestError(f"no {name} file {found}")
+    return found
+
+
+def data_dir(value: Any, name: str) -> Path | None:
+    """A folder of data sets; CLSIM_DATA_DIR where none is given."""
+    return path(value or os.environ.get("CLSIM_DATA_DIR") or None, name)
+
+
+def device(value: Any, name: str) -> str:
+    """A device as torch writes it, or ``auto``."""
+    text = str(value)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise RequestError(f"{name} must be auto, cpu, cuda, cuda:N or mps, not {text!r}")
+    return text
+
+
+def seeds(value: Any, name: str) -> list[int]:
+    """``0,1,2``, ``0-4``, a list or a number -> seeds, each once."""
+    asked = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if isinstance(asked, str):
+        asked = re.sub(r"(?<![\d-])(\d+)-(\d+)(?![\d-])", _range, asked)
+    found = list(dict.fromkeys(check(asked, tuple[int, ...], name)))
+    if not found or min(found) < 0:
+        raise RequestError(f"{name} must be one or more whole numbers of at least 0, not {value!r}")
+    return found
+
+
+def _range(ends: re.Match[str]) -> str:
+    """``0-2`` -> ``0,1,2``."""
+    return ",".join(map(str, range(int(ends[1]), int(ends[2]) + 1)))
+
+
+def names(value: Any, name: str) -> list[str]:
+    """``a,b`` or a list of texts -> names, each once."""
+    return list(dict.fromkeys(check(value, tuple[str, ...], name)))
+
+
+# the table
+
+
+OPTIONS: dict[str, Option] = {
+    each.name: each
+    for each in (
+        Option("scenario", "NAME", "stream to learn (default split_digits)", of_type(str), "split_digits"),
+        Option("strategy", "A[,B...]", "methods (default l2p); FILE.py:CLASS takes your own", names, "l2p"),
+        Option(
+            "backbone",
+            "NAME",
+            "pretrained transformer (default: one that comes with the package)",
+            of_type(str | None),
+            hashed=True,
+        ),
+        Option(
+            "weights",
+            "FILE",
+            "local weights for the backbone",
+            partial(path, file=True),
+            compared=True,
+            per_run=True,
+            is_path=True,
+        ),
+        Option("seed", "0[,1,2]|0-4", "seeds (default 0)", seeds, 0, hashed=True),
+        Option("epochs", "N", "passes over each experience", of_type(int), of_strategy=True),
+        Option("batch_size", "N", "images of the stream in a step", of_type(int), of_strategy=True),
+        Option(
+            "with",
+            "PART[,...]",
+            "parts for every strategy: er:500,ewc:10 or der,alpha=0.5",
+            of_type(tuple[str, ...]),
+            (),
+            compared=True,
+        ),
+        Option("preset", "NAME", "a published setting, see `clsim show STRATEGY`", of_type(str | None), per_run=True),
+        Option(
+            "device",
+            "NAME",
+            "auto (default), cpu, cuda, cuda:N or mps",
+            device,
+            "auto",
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
+        Option(
+            "precision",
+            "NAME",
+            "auto (default), fp32 or bf16",
+            of_type(Literal["auto", "fp32", "bf16"]),
+            "auto",
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
+        Option("threads", "N", "CPU threads", at_least(1, int | None), hashed=True, compared=True, per_run=True),
+        Option(
+            "image_size",
+            "S",
+            "side of the images that a timm tower reads, in pixels (default: that of its weights)",
+            at_least(1, int | None),
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
+        Option(
+            "eval_every",
+            "N",
+            "evaluate inside an experience, too, after every N images",
+            at_least(1, int | None),
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
+        Option(
+            "checkpoint_minutes",
+            "M",
+            "minutes between checkpoints inside an experience (default 10; 0: after every step)",
+            at_least(0, float),
+            10.0,
+            per_run=True,
+        ),
+        Option(
+            "data_dir",
+            "DIR",
+            "where data sets lie (default: CLSIM_DATA_DIR, else the Hub)",
+            data_dir,
+            per_run=True,
+            is_path=True,
+        ),
+        Option("out", "DIR", "where run directories go (default runs)", path, "runs", per_run=True, is_path=True),
+    )
+}
+HASHED = tuple(each.name for each in OPTIONS.values() if each.hashed)
+PATHS = tuple(each.name for each in OPTIONS.values() if each.is_path)
+# of a run's directory and of how it was asked for, or in columns of their own: not among the settings compared
+NOT_COMPARED = tuple(each.name for each in OPTIONS.values() if not each.compared)
+
+
+def flag(name: str) -> str:
+    """An option's or a field's name on the command line: ``batch_size`` -> ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,71 @@
+"""Learning without forgetting (Li and Hoiem 2016, arXiv:1606.09282)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from clsim.events import Part, State
+from clsim.parts.regularisers import require_weight, trained
+
+TEMPERATURE = 2.0  # of distillation, section 3
+
+
+@dataclass
+class Lwf(Part):
+    """Learning without forgetting: the learner as it was before the experience teaches the classes seen earlier.
+
+    Adds ``alpha`` times the cross-entropy between the softened outputs, at temperature 2, of the learner as it was
+    before the experience and as it is now, on the same augmented batch (Li and Hoiem 2016, arXiv:1606.09282,
+    section 3). The paper has a head for each task; here one softmax runs over all classes seen earlier. Kept is a copy
+    of the weights that learn and of the buffers, never of a frozen tower; while teaching it is in evaluation mode.
+    """
+
+    alpha: float = 1.0  # weight of the term
+
+    short: ClassVar[tuple[str, ...]] = ("alpha",)
+    adds_to_loss: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_weight("alpha", self.alpha)
+        self.classes: tuple[int, ...] = ()  # seen before this experience
+        self.teacher: dict[str, Tensor] = {}  # parameters and buffers by name
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the copied weights."""
+        return sum(tensor.nbytes for tensor in self.teacher.values())
+
+    def before_training_exp(self, s: State) -> None:
+        if self.classes:
+            kept = {**trained(s.learner), **dict(s.learner.named_buffers())}
+            self.teacher = {name: tensor.detach().clone() for name, tensor in kept.items()}
+
+    def before_backward(self, s: State) -> None:
+        if not self.classes:
+            return
+        assert s.batch is not None and s.logits is not None and s.loss is not None and s.forward is not None
+        device = s.logits.device  # from a checkpoint the teacher comes on the CPU
+        self.teacher = {name: tensor.to(device) for name, tensor in self.teacher.items()}
+        s.learner.eval()
+        with torch.no_grad():
+            taught = s.forward(s.batch, self.teacher)
+        s.learner.train()
+        s.loss = s.loss + self.alpha * distillation(s.logits, taught, self.classes)
+
+    def after_training_exp(self, s: State) -> None:
+        self.classes = s.seen
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes), "teacher": dict(self.teacher)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.classes, self.teacher = tuple(state["classes"]), dict(state["teacher"])
+
+
+def distillation(logits: Tensor, taught: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Mean cross-entropy of (B,K) logits to the teacher's, both softened, over `classes` alone."""
+    chosen = list(classes)
+    target = (taught[:, chosen] / TEMPERATURE).softmax(dim=1)
+    return -(target * (logits[:, chosen] / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()
