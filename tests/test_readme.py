@@ -64,7 +64,7 @@ def test_the_part_in_contributing_runs_and_its_field_counts(tmp_path, monkeypatc
 def test_the_example_of_a_scenario_runs_with_its_own_protocol(tmp_path):
     file = ROOT / "docs" / "examples" / "turned_digits.py"
     assert len(file.read_text().splitlines()) <= 40
-    words = ["--scenario", str(file), "--strategy", "linear", "--quiet", "--out", str(tmp_path)]
+    words = ["--scenario", f"{file}:TurnedDigits", "--strategy", "linear", "--quiet", "--out", str(tmp_path)]
     assert cli.main(["run", *words, *QUICK]) == 0
     (summary,) = tmp_path.rglob("summary.json")
     run = clsim.load(summary.parent)

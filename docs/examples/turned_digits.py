@@ -1,4 +1,4 @@
-"""A scenario with a protocol of its own: ``clsim run --scenario docs/examples/turned_digits.py``."""
+"""A scenario with a protocol of its own: ``clsim run --scenario docs/examples/turned_digits.py:TurnedDigits``."""
 
 from dataclasses import dataclass, replace
 
