@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,10 @@ class Part:
                 raise TypeError(f"{cls.__name__}.{name} names no event; the events are: {', '.join(EVENTS)}")
             if name in CALLED and isinstance(value, FunctionType):
                 _check_signature(cls.__name__, name, value)
+
+    short: ClassVar[tuple[str, ...]] = ()  # fields of the short form: ("alpha", "size") makes `--with NAME:0.5:500`
+    aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # other names on the command line, with fields that they set
+    adds_to_loss: ClassVar[bool] = False  # whether it needs a training loss to add to
 
     @property
     def stored_bytes(self) -> int:
@@ -258,6 +262,7 @@ class Step:
 
     @batch.setter
     def batch(self, batch: Batch) -> None:
+        """Set by the loop."""
         self._batch = batch
 
     @property
@@ -267,6 +272,7 @@ class Step:
 
     @outputs.setter
     def outputs(self, outputs: Outputs) -> None:
+        """Set by the loop."""
         self._outputs = outputs
 
     @property
@@ -281,6 +287,7 @@ class Step:
 
     @loss.setter
     def loss(self, loss: torch.Tensor) -> None:
+        """Set by the loop, and by handlers of before_backward."""
         self._loss = loss
 
     def outputs_as(self, kind: type[T]) -> T:

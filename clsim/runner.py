@@ -284,4 +284,4 @@ def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Pa
 def _hyper_parameters(asked: RunConfig) -> dict[str, Any]:
     """The configuration without the paths in it."""
     tree = tomllib.loads(asked.to_toml())
-    return {name: value for name, value in tree.items() if name not in ("data_dir", "out", "weights")}
+    return {name: value for name, value in tree.items() if name not in config.PATHS}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clsim.events import Part, State
+from clsim.events import Part, State, Step
 from clsim.parts.memory import Reservoir
 from clsim.parts.regularisers import cross_entropy, require_weight
 
@@ -42,29 +42,26 @@ class Der(Part):
         """Bytes that images and logits in memory take, uncompressed."""
         return self.memory.stored_bytes + sum(logits.nbytes for logits in self.logits.values())
 
-    def after_forward(self, s: State) -> None:
-        assert s.rows is not None and s.logits is not None and s.experience is not None
+    def after_forward(self, s: Step) -> None:
         if self.latest is None:
             self.latest = s.logits.new_zeros(len(s.experience.rows), s.logits.shape[1])
         self.latest = self.latest.to(s.logits.device)  # from a checkpoint it comes on the CPU
         places = torch.from_numpy(np.searchsorted(np.sort(s.experience.rows), s.rows))
         self.latest[places.to(s.logits.device)] = s.logits[: len(s.rows)].detach()
 
-    def before_backward(self, s: State) -> None:
+    def before_backward(self, s: Step) -> None:
         if not self.logits:
             return
-        assert s.loss is not None and s.replay_batch is not None and s.forward is not None
         first, second = self.memory.draw(s, "replay of logits"), self.memory.draw(s, "replay of labels")
         batch = s.replay_batch(np.concatenate([first, second]), "augmentation of replay")
-        assert batch.labels is not None
-        logits = s.forward(batch, None)
+        logits = s.forward(batch)
         stored = torch.stack([self.logits[row] for row in first.tolist()]).to(logits.device)
         classes = tuple(range(s.info.num_classes)) if s.mask == "all" else s.seen
         s.loss = s.loss + self.alpha * nn.functional.mse_loss(logits[: len(first)], stored)
-        s.loss = s.loss + self.beta * cross_entropy(logits[len(first) :], batch.labels[len(first) :], classes)
+        labels = batch.known_labels[len(first) :]
+        s.loss = s.loss + self.beta * cross_entropy(logits[len(first) :], labels, s.class_mask(classes))
 
     def after_training_exp(self, s: State) -> None:
-        assert s.experience is not None
         if self.latest is None:  # nothing was trained, so there are no logits to store
             return
         self.memory.after_training_exp(s)

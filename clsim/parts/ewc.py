@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clsim.events import Part, State
+from clsim.events import Part, State, Step
 from clsim.parts.regularisers import cross_entropy, require_weight, stream_classes, trained
 
 
@@ -38,8 +38,7 @@ class Ewc(Part):
         """Bytes of the Fisher information and of the weights w*."""
         return sum(t.nbytes for t in (*self.fisher.values(), *self.anchor.values()))
 
-    def before_backward(self, s: State) -> None:
-        assert s.loss is not None
+    def before_backward(self, s: Step) -> None:
         weights = {name: p for name, p in trained(s.learner).items() if name in self.fisher}
         for kept in (self.fisher, self.anchor):  # from a checkpoint they come on the CPU
             kept.update({name: kept[name].to(p.device) for name, p in weights.items()})
@@ -55,13 +54,11 @@ class Ewc(Part):
 
     def _importance(self, s: State) -> dict[str, Tensor]:
         """The Fisher information of this experience, by the weights' names."""
-        assert s.experience is not None and s.clean_batches is not None and s.forward is not None
         weights, classes = trained(s.learner), stream_classes(s)
         sums = {name: torch.zeros_like(p) for name, p in weights.items()}
         for batch in s.clean_batches():
             for image in batch.each():
-                assert image.labels is not None
-                loss = cross_entropy(s.forward(image, None), image.labels, classes)
+                loss = cross_entropy(s.forward(image), image.known_labels, s.class_mask(classes))
                 gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 for total, gradient in zip(sums.values(), gradients, strict=True):
                     if gradient is not None:

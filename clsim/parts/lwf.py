@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clsim.events import Part, State
+from clsim.events import Part, State, Step
 from clsim.parts.regularisers import require_weight, trained
 
 TEMPERATURE = 2.0  # of distillation, section 3
@@ -42,17 +42,16 @@ class Lwf(Part):
             kept = {**trained(s.learner), **dict(s.learner.named_buffers())}
             self.teacher = {name: tensor.detach().clone() for name, tensor in kept.items()}
 
-    def before_backward(self, s: State) -> None:
+    def before_backward(self, s: Step) -> None:
         if not self.classes:
             return
-        assert s.batch is not None and s.logits is not None and s.loss is not None and s.forward is not None
         device = s.logits.device  # from a checkpoint the teacher comes on the CPU
         self.teacher = {name: tensor.to(device) for name, tensor in self.teacher.items()}
         s.learner.eval()
         with torch.no_grad():
             taught = s.forward(s.batch, self.teacher)
         s.learner.train()
-        s.loss = s.loss + self.alpha * distillation(s.logits, taught, self.classes)
+        s.loss = s.loss + self.alpha * distillation(s.logits, taught, s.class_ids(self.classes))
 
     def after_training_exp(self, s: State) -> None:
         self.classes = s.seen
@@ -64,8 +63,7 @@ class Lwf(Part):
         self.classes, self.teacher = tuple(state["classes"]), dict(state["teacher"])
 
 
-def distillation(logits: Tensor, taught: Tensor, classes: tuple[int, ...]) -> Tensor:
-    """Mean cross-entropy of (B,K) logits to the teacher's, both softened, over `classes` alone."""
-    chosen = list(classes)
-    target = (taught[:, chosen] / TEMPERATURE).softmax(dim=1)
-    return -(target * (logits[:, chosen] / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()
+def distillation(logits: Tensor, taught: Tensor, classes: Tensor) -> Tensor:
+    """Mean cross-entropy of (B,K) logits to the teacher's, both softened, over the ids in `classes` (n,) alone."""
+    target = (taught[:, classes] / TEMPERATURE).softmax(dim=1)
+    return -(target * (logits[:, classes] / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()

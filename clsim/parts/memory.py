@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim import rng
-from clsim.events import Part, State
+from clsim.data.streams import Experience
+from clsim.events import Part, State, Step
 
 
 class Reservoir(Part):
@@ -14,7 +15,10 @@ class Reservoir(Part):
 
     It keeps rows of the training table, that is, images before augmentation: a replayed image is augmented again. The
     images of an experience are offered once each, after it has been learned: what is replayed is from earlier ones.
+    In a stream without boundaries each image is offered after the step that learned it.
     """
+
+    needs_boundaries = False
 
     def __init__(self, capacity: int, per_class: bool = False) -> None:
         """`capacity` images in all, or of each class. Raises ValueError if it is below 1."""
@@ -36,23 +40,30 @@ class Reservoir(Part):
         """Bytes that the images in memory take, uncompressed."""
         return len(self.rows) * self.image_bytes
 
-    def draw(self, s: State, name: str) -> NDArray[np.int64]:
+    def draw(self, s: Step, name: str) -> NDArray[np.int64]:
         """As many different rows as the stream brings in this step, or all; `name` names the random stream."""
-        assert s.rows is not None
         draw = np.random.default_rng(rng.derive(s.seed, name, s.step))
         return draw.choice(self.rows, size=min(len(s.rows), len(self.rows)), replace=False)
 
-    def before_training_iteration(self, s: State) -> None:
+    def before_training_iteration(self, s: Step) -> None:
         if len(self.rows):
             chosen = self.draw(s, "replay")
             s.replay = chosen if s.replay is None else np.concatenate([s.replay, chosen])
 
+    def after_training_iteration(self, s: Step) -> None:
+        if not s.experience.boundary:
+            self._offer_all(
+                s.rows, s.experience, np.random.default_rng(rng.derive(s.seed, "reservoir of step", s.step))
+            )
+
     def after_training_exp(self, s: State) -> None:
-        assert s.experience is not None
-        table = s.experience.table
-        self.image_bytes = table.image_bytes
         draw = np.random.default_rng(rng.derive(s.seed, "reservoir", s.trained))
-        for row in draw.permutation(s.experience.rows).tolist():
+        self._offer_all(draw.permutation(s.experience.rows), s.experience, draw)
+
+    def _offer_all(self, rows: NDArray[np.int64], experience: Experience, draw: np.random.Generator) -> None:
+        table = experience.table
+        self.image_bytes = table.image_bytes
+        for row in rows.tolist():
             self._offer(row, int(table.labels[row]) if self.per_class else 0, draw)
 
     def _offer(self, row: int, group: int, draw: np.random.Generator) -> None:

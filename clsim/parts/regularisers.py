@@ -15,16 +15,13 @@ def require_weight(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a number of at least 0, not {value}")
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, classes: tuple[int, ...]) -> Tensor:
-    """Mean cross-entropy of (B,K) logits and (B,) labels, over `classes` alone."""
-    outside = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-    outside[list(classes)] = False
-    return nn.functional.cross_entropy(logits.masked_fill(outside, -torch.inf), labels)
+def cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Mean cross-entropy of (B,K) logits and (B,) labels, over the classes that are true in `classes` (K,) alone."""
+    return nn.functional.cross_entropy(logits.masked_fill(~classes, -torch.inf), labels)
 
 
 def stream_classes(s: State) -> tuple[int, ...]:
     """The classes that the training loss's softmax includes for images of the stream."""
-    assert s.experience is not None
     return {"current": s.experience.classes, "seen": s.seen, "all": tuple(range(s.info.num_classes))}[s.mask]
 
 
