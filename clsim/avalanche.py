@@ -20,7 +20,7 @@ from clsim.data import protocols
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Pixels, evaluation
+from clsim.data.transforms import InputSpec, evaluation
 from clsim.errors import RequestError
 
 # to Avalanche
@@ -29,7 +29,7 @@ from clsim.errors import RequestError
 class _Images(Dataset[tuple[Tensor, int]]):
     """An experience's rows in order: ((3,S,S) clean image, label)."""
 
-    def __init__(self, experience: Experience, pixels: Pixels) -> None:
+    def __init__(self, experience: Experience, pixels: InputSpec) -> None:
         self.experience = experience
         self.pixels = pixels
         self.targets: list[int] = experience.labels.tolist()
@@ -42,7 +42,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return evaluation(torch.from_numpy(image)[None], self.pixels)[0], self.targets[i]
 
 
-def to_avalanche(benchmark: Benchmark, pixels: Pixels) -> Any:
+def to_avalanche(benchmark: Benchmark, pixels: InputSpec) -> Any:
     """The benchmark as an Avalanche `CLScenario` with `train_stream` and `test_stream`.
 
     Experiences, their order, labels and task labels (0 where there are none) are the same; items are (image, label,

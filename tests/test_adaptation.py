@@ -283,7 +283,7 @@ NOSY = '''
 from dataclasses import dataclass
 from clsim import Strategy
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import BankFeatures, Headed
+from clsim.parts.learners import BankFeatures, Headed
 
 SEEN = {}
 

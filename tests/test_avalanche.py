@@ -16,10 +16,10 @@ from clsim.avalanche import from_avalanche, to_avalanche
 from clsim.data.protocols import TaskIncremental
 from clsim.data.streams import Benchmark, Scenario, class_incremental, domain_incremental
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Pixels, evaluation
+from clsim.data.transforms import InputSpec, evaluation
 from clsim.errors import RequestError
 
-AS_STORED = Pixels(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=1.0)  # values in [0, 1]
+AS_STORED = InputSpec(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=1.0)  # values in [0, 1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +120,7 @@ def test_the_same_images_dealt_out_differently_are_another_stream(stream):
 
 def test_avalanche_sees_what_evaluation_sees(stream):
     ours = stream("task")
-    pixels = Pixels(size=4)
+    pixels = InputSpec(size=4)
     theirs = to_avalanche(ours, pixels)
     assert [e.classes_in_this_experience for e in theirs.train_stream] == [set(e.classes) for e in ours.train_stream]
     assert [e.task_labels for e in theirs.test_stream] == [[0], [1], [2]]

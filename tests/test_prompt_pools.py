@@ -16,7 +16,7 @@ from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.learner import learner_state, load_learner, replay
 from clsim.outputs import as_outputs, logits_of
-from clsim.parts.prompts import (
+from clsim.parts.prompt_pools import (
     AppendedTokens,
     PerExperience,
     PoolOutputs,

@@ -8,7 +8,7 @@ import torch
 
 from clsim import checkpoint, config, plugins, runner
 from clsim.data.batches import Batch
-from clsim.data.streams import Info
+from clsim.data.streams import StreamInfo
 from clsim.errors import RequestError
 from clsim.events import State
 from clsim.learner import build_learner
@@ -333,7 +333,7 @@ def test_l2p_logs_how_often_each_prompt_was_chosen(tmp_path):
 
 
 def test_mask_decides_which_logits_the_loss_tells_apart():
-    info = Info(tuple("abcdef"), (), "class", 3)
+    info = StreamInfo(tuple("abcdef"), (), "class", 3)
     learner = torch.nn.Identity()
     batch = Batch(torch.zeros(3, 1), labels=torch.tensor([2, 3, 0]), replayed=1)
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from clsim import config, plugins, runner
 from clsim.backbones.load import Backbone, load_backbone
-from clsim.backbones.towers import PLAIN, Sites
+from clsim.backbones.towers import PLAIN, TunerHooks
 from clsim.backbones.vit import VisionTower
 from clsim.data.batches import Batch
 from clsim.data.streams import ExperienceInfo, StreamInfo
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 from clsim.learner import build_learner
 from clsim.outputs import logits_of
@@ -226,7 +226,7 @@ def test_a_loaded_run_of_side_tuning_has_the_logits_of_the_trained_learner(tmp_p
 # tokens
 
 
-class Lengths(Sites):
+class Lengths(TunerHooks):
     """Notes how many tokens each block is given by another tuner."""
 
     def __init__(self, inner):
@@ -262,7 +262,7 @@ def test_deep_prompts_equal_the_paper_s_arithmetic():
 def test_prompts_are_not_averaged_into_the_feature():
     torch.manual_seed(0)
     vit = VisionTransformer(16, 4, embed_dim=32, depth=2, num_heads=2, num_classes=0, global_pool="avg")
-    averaging = VisionTower(vit, Pixels(16))
+    averaging = VisionTower(vit, InputSpec(16))
     prompts = tuners.Prompts(tuners.Tokens(1, 2, 32, 0.5))
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():

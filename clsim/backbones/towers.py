@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 
 Read = slice | Tensor  # which tokens: the same of every row, or (B,) one position for each
 ALL = slice(None)
 
 
-class Sites:
+class TunerHooks:
     """What a tuner may change of a tower. This one changes nothing; tuners override what they need.
 
     `block` counts from 0. Added tokens are appended after the image's own, where pooling does not read them: attention
     without a mask does not depend on the order of its tokens.
     """
 
-    def for_pass(self) -> "Sites":
+    def for_pass(self) -> "TunerHooks":
         """The hooks of one forward pass: here is computed, once, what every block takes its part of."""
         return self
 
@@ -56,11 +56,12 @@ class Sites:
         return normed
 
 
-PLAIN = Sites()
+PLAIN = TunerHooks()
+Sites = TunerHooks  # its first name
 
 
 @dataclass(frozen=True)
-class Names:
+class BlockPaths:
     """Where a library's block has its parts: paths inside the block, projections as weight and bias."""
 
     norm1: str
@@ -77,12 +78,12 @@ def linear_names(**paths: str) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Block:
     """A library's pre-norm block under common names. It holds no weights of its own."""
 
     block: nn.Module
     heads: int
-    names: Names
+    names: BlockPaths
 
     def part(self, name: str) -> Any:
         """The module in the block that `names` calls so."""
@@ -111,8 +112,8 @@ class Tower(nn.Module):
     A tower stays in evaluation mode.
     """
 
-    pixels: Pixels  # how images are prepared for an image tower
-    layers: Sequence[Layer]
+    pixels: InputSpec  # how images are prepared for an image tower
+    layers: Sequence[Block]
     width: int  # features of a token
     out_dim: int  # features of an image or a text
 
@@ -165,7 +166,7 @@ class Tower(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def encode(self, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None) -> Tensor:
         """(B,N,D) tokens through every block and the last norm -> those in `read`, (B,R,D).
 
         `mask` (N,N) is added to the attention weights before their softmax.
@@ -179,7 +180,7 @@ class Tower(nn.Module):
 
 
 def run_layer(
-    i: int, layer: Layer, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+    i: int, layer: Block, tokens: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None
 ) -> Tensor:
     """Block `i` on (B,N,D) tokens -> the tokens in `read`, (B,R,D)."""
     x = pick(tokens, read)
@@ -189,7 +190,7 @@ def run_layer(
     return x + sites.branch(i, "mlp", x, layer.part("scale2")(out))
 
 
-def feed_forward(i: int, layer: Layer, x: Tensor, sites: Sites) -> Tensor:
+def feed_forward(i: int, layer: Block, x: Tensor, sites: TunerHooks) -> Tensor:
     """The block's two-layer network on (B,R,D) tokens; one of another kind is run as it is, without the sites."""
     if "fc1" not in layer.names.linears:
         mlp: Any = layer.block.mlp
@@ -200,7 +201,7 @@ def feed_forward(i: int, layer: Layer, x: Tensor, sites: Sites) -> Tensor:
 
 
 def attend(
-    i: int, layer: Layer, x: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+    i: int, layer: Block, x: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None
 ) -> Tensor:
     """Self-attention over (B,N,D) tokens, with queries from the tokens in `read` -> (B,R,D)."""
     weight, bias = layer.weights("qkv")

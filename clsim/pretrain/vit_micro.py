@@ -17,7 +17,7 @@ from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit
 from clsim.data.streams import DataAccess
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 from clsim.parts.heads import PrototypeHead
 from clsim.pretrain.trainer import Trainer, features_with_drop, save_half
 
@@ -47,7 +47,7 @@ class Pretraining:
         """Goes on from the checkpoint in `out`, if there is one. Raises RequestError if it has another recipe."""
         self.recipe, self.train, self.valid, self.say = recipe, train, valid, say
         torch.manual_seed(rng.derive(recipe.seed, "initialisation"))
-        self.tower = VisionTower(micro_vit(), Pixels(size=32, crop=1.0))
+        self.tower = VisionTower(micro_vit(), InputSpec(size=32, crop=1.0))
         self.tower.vit.train()
         self.head = nn.Linear(self.tower.out_dim, len(train.class_names))
         self.per_epoch = len(train) // recipe.batch_size

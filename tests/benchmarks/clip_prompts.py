@@ -28,7 +28,7 @@ from clsim.backbones.load import Backbone
 from clsim.data.batches import Batch
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.hardware import settled
 
 # Office-Home's are as long: one or two words
@@ -139,7 +139,7 @@ def random_backbone() -> Backbone:
     """CLIP ViT-B/16 with random weights, frozen."""
     clip = open_clip.create_model("ViT-B-16")
     text = TextTower(clip, open_clip.get_tokenizer("ViT-B-16"))
-    backbone = Backbone("random", ClipVisionTower(clip.visual, Pixels(224)), text)
+    backbone = Backbone("random", ClipVisionTower(clip.visual, InputSpec(224)), text)
     for tower in backbone.towers():
         tower.requires_grad_(False).eval()
     return backbone

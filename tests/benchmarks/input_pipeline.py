@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from clsim.backbones.vit import VisionTower
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 from clsim.hardware import settled
 
 ROUND_SECONDS = 1.0  # each measurement repeats its work for about as long
@@ -41,7 +41,7 @@ def pipeline(batch: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (5000, 3, 32, 32), dtype=np.uint8)
     table = ImageTable.from_arrays(images, np.arange(5000) % CLASSES, tuple(map(str, range(CLASSES))))
-    pixels, how, generator = Pixels(224), Augmentation(), torch.Generator().manual_seed(0)
+    pixels, how, generator = InputSpec(224), Augmentation(), torch.Generator().manual_seed(0)
 
     def take() -> torch.Tensor:
         return torch.from_numpy(table.pixels(draw.integers(0, len(table), batch)))
@@ -53,7 +53,7 @@ def tiny_tower() -> VisionTower:
     """ViT-Tiny/16 with random weights."""
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
     assert isinstance(vit, VisionTransformer)
-    return VisionTower(vit, Pixels(224))
+    return VisionTower(vit, InputSpec(224))
 
 
 def consumer(images: torch.Tensor) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -33,7 +33,7 @@ from clsim.backbones.load import Backbone
 from clsim.backbones.vit import VisionTower
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 from clsim.evaluation import predict_rows
 from clsim.events import Step
 from clsim.tools import EVAL_BATCH
@@ -79,7 +79,7 @@ def clsim_side(preset: str, table: ImageTable, batch: int, precision: str) -> Si
     """clsim's own loop, inside its first experience."""
     strategy_class = plugins.load("strategies", "l2p")
     strategy = strategy_class(**{**strategy_class.presets[preset], "batch_size": batch})
-    backbone = Backbone(MODEL, VisionTower(random_vit(), Pixels(224)).requires_grad_(False).eval())
+    backbone = Backbone(MODEL, VisionTower(random_vit(), InputSpec(224)).requires_grad_(False).eval())
     experience = Experience(0, table, np.arange(len(table)), ALLOWED, "random")
     loop = begun(strategy, backbone, Benchmark((experience,), (experience,), "class"), precision)
     s, loader = loop.state, loop.train_loader
@@ -131,7 +131,7 @@ class PlainL2P(nn.Module):
 
 def yardstick_side(table: ImageTable, batch: int) -> Side:
     """The plain implementation with Adam, gradients clipped at norm 1, in float32."""
-    model, pixels, how = PlainL2P(), Pixels(224), Augmentation(crop_min=0.05)
+    model, pixels, how = PlainL2P(), InputSpec(224), Augmentation(crop_min=0.05)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, 0.03 * batch / 256)
     generator = torch.Generator().manual_seed(0)
