@@ -302,7 +302,7 @@ def class_incremental(
         return tuple(experiences)
 
     return Benchmark(
-        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol=rules, flip=flip
+        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol=protocol, flip=flip
     )
 
 
