@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# a file's tests stay in one process, and so do those of a strategy: what they share is made once
+PARALLEL := -n auto --dist loadgroup
 
 .PHONY: demo test test-fast check format clean
 
@@ -8,11 +10,11 @@ demo: .venv/.installed  ## four methods side by side on digits that come with th
 	@echo
 	@echo "Curves: $(BIN)/tensorboard --logdir runs"
 
-test: .venv/.installed  ## every test
-	$(BIN)/python -m pytest
+test: .venv/.installed  ## every test, on all cores; tests/conftest.py gives each process one thread
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: .venv/.installed  ## all but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: .venv/.installed  ## style, format and types; the import direction is a test
 	$(BIN)/ruff check .

@@ -1,11 +1,16 @@
-"""Fixtures that several test files share: small real files, the folder of real images, a cache that is thrown away."""
+"""Fixtures that several test files share: small runs, small real files, a cache that is thrown away."""
+
+import os
+
+# before torch is imported, and for the processes that tests start: one thread, which waits without spinning
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 import contextlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +19,31 @@ import pytest
 import torch
 from PIL import Image
 
-from clsim import checkpoint, runner
+from clsim import checkpoint, config, plugins, runner
+from clsim.config import RunConfig
 from clsim.data.table import ImageTable
+from clsim.events import Part, State
+from clsim.loop import Loop
+from clsim.recorders import tensorboard
+from clsim.results import Run
+from clsim.runner import Job
+
+TOY = f"{Path(__file__).with_name('toy.py')}:Toy"
+SMALL = {"epochs": 2, "batch_size": 4}  # on Toy: three experiences of twelve images, so three steps an epoch
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n auto --dist loadgroup`: a file's tests stay in one process, and so do those of one strategy."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
-    """Two threads, a cache of the session's own, and no data directory from outside."""
-    torch.set_num_threads(2)
+    """One thread, a cache of the session's own, and no data directory from outside."""
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLSIM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("CLSIM_DATA_DIR", raising=False)
@@ -42,6 +64,99 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real images: neither CLSIM_TEST_DATA nor ../shared/data is there")
     return folder
+
+
+# small runs
+
+
+@pytest.fixture(scope="module")
+def without_pictures():
+    """TensorBoard's matrices are not drawn: that takes most of a small run's time, and test_recorders.py draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "accuracy_matrix_figure", lambda *args: None)
+        patch.setattr(tensorboard, "bars_figure", lambda *args: None)
+        patch.setattr(tensorboard, "to_array", lambda figure: np.zeros((1, 1, 3), np.uint8))
+        yield
+
+
+def backbone_for(strategy: str) -> str:
+    """The smallest backbone that a strategy takes."""
+    return "clip_nano" if plugins.load("strategies", strategy)().needs_text else "vit_nano"
+
+
+@pytest.fixture(scope="session")
+def plan() -> Callable[..., RunConfig]:
+    """The configuration of a small run; `scenario` are fields of Toy, or of the scenario `on`.
+
+    Other keywords are options and fields of the strategy.
+    """
+
+    def make(
+        strategy: str, out: Path, scenario: dict[str, Any] | None = None, on: str = TOY, **given: Any
+    ) -> RunConfig:
+        asked = {"scenario": on, "strategy": strategy, "out": out, "precision": "fp32"}
+        asked |= {"backbone": backbone_for(strategy)} | ({} if "preset" in given else SMALL) | given
+        options = {name: value for name, value in asked.items() if name in config.OPTIONS}
+        fields = {name: value for name, value in asked.items() if name not in options}
+        fields |= {f"scenario.{name}": value for name, value in (scenario or {}).items()}
+        (only,) = config.plan(options, fields, None)
+        return only
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(plan) -> Callable[..., Run]:
+    """Finishes a small run and reads it back; takes what `plan` takes."""
+
+    def run(*args: Any, **given: Any) -> Run:
+        (made,) = runner.run_all([plan(*args, **given)], quiet=True)
+        return made
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepare(plan) -> Callable[..., Job]:
+    """The job of a small run; takes what `plan` takes."""
+    return lambda *args, **given: Job.prepare(plan(*args, **given))
+
+
+@pytest.fixture
+def make_loop(prepare, tmp_path) -> Callable[..., Loop]:
+    """The loop of a small run, at its start, without recorders and checkpoints; `parts` hear its events."""
+
+    def make(
+        strategy: str = "linear", parts: Sequence[Part] = (), scenario: dict[str, Any] | None = None, **given: Any
+    ) -> Loop:
+        job = prepare(strategy, tmp_path, scenario, **given)
+        learner, tower = job.learner()
+        return job.loop(State(learner, job.benchmark.info, job.config.seed), tower, [*job.strategy.parts(), *parts])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[Run], dict[str, torch.Tensor]]:
+    """The final weights of a run."""
+    return lambda run: checkpoint.load(run.directory / "checkpoint")["learner"]
+
+
+@pytest.fixture(scope="session")
+def same_run(weights) -> Callable[[Run, Run], None]:
+    """Asserts that two runs ended bit-identical: matrix, metrics and weights."""
+
+    def check(run: Run, other: Run) -> None:
+        assert run.matrix == other.matrix
+        assert run.metrics == other.metrics
+        ours, theirs = weights(run), weights(other)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+    return check
+
+
+# tables and files
 
 
 @pytest.fixture(scope="session")
@@ -119,20 +234,25 @@ def domain_tree(tmp_path_factory, encode) -> Path:
 
 
 @pytest.fixture
-def broken_off(monkeypatch) -> Callable[..., None]:
-    """Calls `work` and breaks it off as Ctrl-C does, where it would save once more than `saves` times."""
+def broken_off(monkeypatch) -> Callable[..., dict[str, Any]]:
+    """Calls `work` and breaks it off as Ctrl-C does, where it would save once more than `saves` times.
 
-    def call(saves: int, work: Callable[[], object]) -> None:
-        made: list[int] = []
+    Returns the state that was saved last; nothing where none was.
+    """
 
-        def save(*args: object) -> None:
+    def call(saves: int, work: Callable[[], object]) -> dict[str, Any]:
+        made: list[dict[str, Any]] = []
+        whole = checkpoint.save  # the patch below replaces the module's own
+
+        def save(folder: Path, state: dict[str, Any], *name: str) -> None:
             if len(made) == saves:
                 raise KeyboardInterrupt
-            made.append(1)
-            checkpoint.save(*args)  # type: ignore[arg-type]
+            made.append(state)
+            whole(folder, state, *name)
 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(runner.checkpoint, "save", save)
             work()
+        return made[-1] if made else {}
 
     return call
