@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, began = Path(folder), time.perf_counter()
         size = write(root / "cifar100" / "train-0.parquet", given.images, 0)
-        write(root / "cifar100" / "test-0.parquet", given.images // 50, 1)
+        write(root / "cifar100" / "test-0.parquet", max(20, given.images // 50), 1)
         took = time.perf_counter() - began
         print(f"{given.images} images, {size / 2**20:.0f} MiB encoded, written in {took:.0f} s; ", end="")
         print(f"peak so far {peak_memory() / 2**20:.0f} MiB", flush=True)
