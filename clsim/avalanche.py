@@ -1,5 +1,5 @@
-"""Streams to and from Avalanche (Carta et al. 2023, arXiv:2302.01766): bring its benchmarks here, check against its
-strategies there.
+"""Streams to and from Avalanche (Carta et al. 2023, arXiv:2302.01766): to run its benchmarks in clsim, and to compare
+with its strategies.
 
 Avalanche takes seconds to import and, as it is imported, replaces `torch.utils.data.Dataset.__add__`: only
 `to_avalanche` imports it, and only when it is called.
@@ -8,7 +8,7 @@ Avalanche takes seconds to import and, as it is imported, replaces `torch.utils.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from clsim.data import protocols
+from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Pixels, evaluation
-from clsim.errors import RequestError, unknown
-
-PROTOCOLS = ("class", "domain", "task")
-
+from clsim.data.transforms import InputSpec, evaluation
+from clsim.errors import RequestError
 
 # to Avalanche
 
@@ -30,7 +29,7 @@ PROTOCOLS = ("class", "domain", "task")
 class _Images(Dataset[tuple[Tensor, int]]):
     """An experience's rows in order: ((3,S,S) clean image, label)."""
 
-    def __init__(self, experience: Experience, pixels: Pixels) -> None:
+    def __init__(self, experience: Experience, pixels: InputSpec) -> None:
         self.experience = experience
         self.pixels = pixels
         self.targets: list[int] = experience.labels.tolist()
@@ -43,13 +42,13 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return evaluation(torch.from_numpy(image)[None], self.pixels)[0], self.targets[i]
 
 
-def to_avalanche(benchmark: Benchmark, pixels: Pixels) -> Any:
+def to_avalanche(benchmark: Benchmark, pixels: InputSpec) -> Any:
     """The benchmark as an Avalanche `CLScenario` with `train_stream` and `test_stream`.
 
     Experiences, their order, labels and task labels (0 where there are none) are the same; items are (image, label,
     task label), with images as evaluation has them: (3,S,S), cropped, resized and normalised as `pixels` says
-    (`backbone.image.pixels`), never augmented. Raises RequestError if there are unlabelled images: Avalanche has no
-    place for them.
+    (`backbone.image.pixels`), never augmented. Raises RequestError for what Avalanche's streams cannot express:
+    unlabelled images, images in a fixed order, and experiences without boundaries.
     """
     from avalanche.benchmarks.scenarios import benchmark_from_datasets, with_classes_timeline, with_task_labels
     from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset, TaskLabels
@@ -58,6 +57,10 @@ def to_avalanche(benchmark: Benchmark, pixels: Pixels) -> Any:
     def converted(experience: Experience) -> Any:
         if experience.unlabelled is not None:
             raise RequestError(f"Avalanche has no place for the unlabelled images of {experience.name!r}")
+        if experience.ordered or not experience.boundary:
+            raise RequestError(
+                f"Avalanche shuffles the images of {experience.name!r}, and tells where it begins and ends"
+            )
         images = _Images(experience, pixels)
         tasks = ConstantSequence(experience.task_label or 0, len(images))
         attributes = [DataAttribute(images.targets, "targets"), TaskLabels(tasks)]
@@ -73,7 +76,7 @@ def to_avalanche(benchmark: Benchmark, pixels: Pixels) -> Any:
 
 def from_avalanche(
     benchmark: Any,
-    protocol: Literal["class", "domain", "task"] = "class",
+    protocol: str | Protocol = "class",
     class_names: Sequence[str] | None = None,
     flip: bool = True,
 ) -> Benchmark:
@@ -84,14 +87,16 @@ def from_avalanche(
     ``train_transform=None, eval_transform=None``, for clsim crops, flips and normalises itself, and with a fixed `seed`
     or class order, or every process has a stream of its own.
 
-    Without `class_names`, classes are called by their numbers; with ``protocol="domain"`` each experience is a domain;
-    `flip` says whether a mirrored image keeps its class.
+    `protocol` is "class", "domain", "task", or a protocol of your own. Without `class_names`, classes are called by
+    their numbers; where the protocol has no new classes, as "domain", each experience is a domain; `flip` says whether
+    a mirrored image keeps its class.
 
-    Raises RequestError if images differ in size or are normalised already, or if training and test experiences do
-    not pair up.
+    Raises RequestError if images differ in size or are normalised already, if training and test experiences do not
+    pair up, or for a protocol with a target.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
+    rules = protocols.protocol(protocol)
+    if rules.has_target:
+        raise RequestError(f"protocol {rules.name} needs unlabelled images of a target; Avalanche's streams have none")
     streams = [list(benchmark.train_stream), list(benchmark.test_stream)]
     if len(streams[0]) != len(streams[1]):
         raise RequestError(
@@ -100,22 +105,22 @@ def from_avalanche(
     if class_names is None:
         num_classes = 1 + max(int(c) for stream in streams for experience in stream for c in experience.dataset.targets)
         class_names = [str(c) for c in range(num_classes)]
-    train, test = (_stream(stream, protocol, tuple(class_names)) for stream in streams)
-    return Benchmark(train, test, protocol, flip)
+    train, test = (_stream(stream, rules, tuple(class_names)) for stream in streams)
+    return Benchmark(train, test, rules, flip)
 
 
-def _stream(stream: Sequence[Any], protocol: str, class_names: tuple[str, ...]) -> tuple[Experience, ...]:
+def _stream(stream: Sequence[Any], rules: Protocol, class_names: tuple[str, ...]) -> tuple[Experience, ...]:
     """A stream's items in one table, and the experiences over it."""
     datasets = [experience.dataset.eval() for experience in stream]  # its own transforms would augment training images
     labels = np.array([int(label) for dataset in datasets for label in dataset.targets], dtype=np.int64)
     owner = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise RequestError(f"labels run from {labels.min()} to {labels.max()}, but {len(class_names)} names are given")
-    by_domain = protocol == "domain"
+    by_domain = not rules.new_classes
     order = np.lexsort((labels, owner) if by_domain else (labels,))  # stable: within a class, the order of the stream
     images, labels, owner = _read(datasets, order), labels[order], owner[order]
     digest = hashlib.blake2b(images.reshape(-1).data, digest_size=16)
-    digest.update(labels.tobytes() + owner.tobytes())  # the same images dealt out differently are another stream
+    digest.update(labels.tobytes() + owner.tobytes())  # the same images in other experiences are another stream
     names = tuple(f"experience {i}" for i in range(len(datasets)))
     table = ImageTable(images, labels, class_names, digest.hexdigest())
     if by_domain:
@@ -124,7 +129,7 @@ def _stream(stream: Sequence[Any], protocol: str, class_names: tuple[str, ...]) 
     for i, experience in enumerate(stream):
         rows = np.flatnonzero(owner == i)
         classes = tuple(np.unique(labels[rows]).tolist())
-        task = int(experience.task_label) if protocol == "task" else None
+        task = int(experience.task_label) if rules.tells_task else None
         experiences.append(Experience(i, table, rows, classes, names[i], names[i] if by_domain else None, task))
     return tuple(experiences)
 

@@ -168,7 +168,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _pretrain(given: argparse.Namespace) -> int:
-    from clsim.values import check, split_field
+    from clsim.field_values import check, split_field
 
     fields = dict(map(split_field, given.fields))
     threads = check(given.threads or "none", int | None, "threads")

@@ -146,7 +146,7 @@ def group(runs: Iterable[Run]) -> list[Group]:
     for run, title in zip(firsts, titles, strict=True):
         own = [peer for peer, other in zip(firsts, titles, strict=True) if other == title]
         peers = [peer.settings for peer in own if peer.summary["strategy"] == run.summary["strategy"]]
-        names.append((title, _named(plugins.label(run.summary["strategy"]), run.settings, peers)))
+        names.append((title, _named(plugins.short_name(run.summary["strategy"]), run.settings, peers)))
     count = Counter((*name, run.summary["backbone"]) for name, run in zip(names, firsts, strict=True))
     groups = []
     for (title, label), members in zip(names, sets, strict=True):

@@ -15,9 +15,9 @@ from typing import Any
 from clsim import plugins
 from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
+from clsim.field_values import check, field_types, make, resolved, split_field
 from clsim.named_parts import NamedPart, named_part, split, under_one_name
 from clsim.options import HASHED, NOT_COMPARED, OPTIONS, PATHS, flag
-from clsim.values import check, field_types, make, resolved, split_field
 
 __all__ = ["NOT_COMPARED", "OPTIONS", "PATHS", "RunConfig", "cache_dir", "check", "make", "plan"]
 
@@ -100,9 +100,9 @@ class RunConfig:
 
     def directory(self, variant: str, digest: str) -> Path:
         """The run directory; `variant` joins the scenario's name, `digest` comes from `hash`."""
-        scenario = ".".join(filter(None, (plugins.label(self.scenario), variant)))
+        scenario = ".".join(filter(None, (plugins.short_name(self.scenario), variant)))
         last = f"{_safe(self.backbone)}-s{self.seed}-{digest}"
-        return self.out / _safe(scenario) / _safe(plugins.label(self.strategy)) / last
+        return self.out / _safe(scenario) / _safe(plugins.short_name(self.strategy)) / last
 
     def to_toml(self) -> str:
         """The configuration as a file for --config, every default written out; None is the text ``none``."""
@@ -133,7 +133,7 @@ def _once(made: dict[str, Any], kind: plugins.Kind, name: str, values: Mapping[s
     """The plug-in that was made of these values before, or is made now."""
     key = _key(kind, name, values)
     if key not in made:
-        made[key] = make(plugins.load(kind, name), values, plugins.label(name))
+        made[key] = make(plugins.load(kind, name), values, plugins.short_name(name))
     return made[key]
 
 
@@ -260,7 +260,9 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             raise RequestError(f"{layer.origin}{error}") from error
     parts = {each.text: each for each in map(named_part, split(option("with")))}
     made: dict[str, Any] = dict(parts)
-    streams = _streams(scenario, make(scenario_class, file.scenario | line.scenario, plugins.label(scenario)), made)
+    streams = _streams(
+        scenario, make(scenario_class, file.scenario | line.scenario, plugins.short_name(scenario)), made
+    )
     common = {name: option(name) for name, each in OPTIONS.items() if each.per_run}
     configs = []
     for name, cls in classes.items():
@@ -302,7 +304,7 @@ def _strategies(names: Sequence[str]) -> dict[str, str]:
     """Short name -> name of every strategy asked for."""
     found: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(plugins.label(name), name)
+        other = found.setdefault(plugins.short_name(name), name)
         if other != name:
             raise RequestError(f"{other} and {name} have the same short name: rename one of the classes")
     if not found:
@@ -338,10 +340,10 @@ def _assign(
         for name in owners:
             values[name][key] = value
     for prefix, table in layer.single.items():
-        name = plugins.label(prefix)
+        name = plugins.short_name(prefix)
         if name in values:
             values[name].update(table)
-        elif name not in map(plugins.label, others):
+        elif name not in map(plugins.short_name, others):
             raise unknown("strategy in this run", prefix, [*values, "scenario"])
 
 

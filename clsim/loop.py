@@ -156,7 +156,7 @@ class Loop:
             self._raise("after_training_epoch", s)
             s.epoch, s.epoch_steps = s.epoch + 1, 0
             self._count_time()
-            if single and s.epoch < passes:
+            if s.epoch < passes and (single or self._save_is_due()):
                 self._save()
 
     def _epoch(self, experience: Experience, per_epoch: int) -> None:
@@ -174,20 +174,16 @@ class Loop:
             if not experience.boundary:
                 s.seen = tuple(sorted({*s.seen, *experience.table.labels[rows].tolist()}))
             self._step(Step(s, rows), experience)
-            if s.epoch_steps < per_epoch:
-                self._between_steps(len(rows))
+            if s.step < s.exp_first + s.exp_steps:  # after the last step comes the experience's own evaluation
+                self._evaluate_if_asked(len(rows))
+            if s.epoch_steps < per_epoch and self._save_is_due():
+                self._check_losses()
+                self._count_time()
+                self._save()
 
-    def _between_steps(self, images: int) -> None:
-        """Evaluate and save inside an experience, where that is asked for."""
-        s = self.state
-        every = self.eval_every
-        done = s.epoch_steps * self.strategy.batch_size
-        if every is not None and done // every > (done - images) // every:
-            self._evaluate_inside()
-        if time.monotonic() - self._saved_at >= self.save_seconds:
-            self._check_losses()
-            self._count_time()
-            self._save()
+    def _save_is_due(self) -> bool:
+        """Whether so much time has passed since the last checkpoint that another one is asked for."""
+        return time.monotonic() - self._saved_at >= self.save_seconds
 
     def _count_time(self) -> None:
         """Add the time since this was last called, or since the epoch began, to the cost of training."""
@@ -252,10 +248,16 @@ class Loop:
         self.cost.seconds_evaluation += time.perf_counter() - began
         self._raise("after_eval", s)
 
-    def _evaluate_inside(self) -> None:
-        """Counts in the middle of an experience; training goes on as if nothing had happened."""
+    def _evaluate_if_asked(self, images: int) -> None:
+        """Counts in the middle of an experience, when the stream has brought `eval_every` images more.
+
+        `images` are those of the step just done. Training goes on as if nothing had happened.
+        """
+        every, done = self.eval_every, self.cost.images
+        if every is None or done // every == (done - images) // every:
+            return
         s, began = self.state, time.perf_counter()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             columns = self.rules.tested_after(
                 s.experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from clsim import plugins
 from clsim.errors import RequestError
-from clsim.values import check, defaults, make, resolved, split_field
+from clsim.field_values import check, defaults, make, resolved, split_field
 
 COMMA = re.compile(r",(?![^\[]*\])")  # outside of brackets, which hold the values of a list
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from clsim.errors import RequestError
-from clsim.values import check
+from clsim.field_values import check
 
 Checker = Callable[[Any, str], Any]  # value, name of the option -> the value in its type; raises RequestError
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import clsim
 from clsim import provenance
 from clsim.errors import RequestError, unknown
-from clsim.written import Class, Field, body, is_dataclass, lineage, module_file, read
+from clsim.plugin_source import Class, Field, body, is_dataclass, lineage, module_file, read
 
 Kind = Literal["strategies", "scenarios", "parts"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios", "parts")
@@ -142,7 +142,7 @@ def load(kind: Kind, name: str) -> type[Any]:
     return found
 
 
-def label(name: str) -> str:
+def short_name(name: str) -> str:
     """The short name of a plug-in, for prefixes and directories: ``path/to/file.py:Class`` -> ``class``."""
     return name.rpartition(":")[2].lower() if is_file(name) else name
 

@@ -260,7 +260,7 @@ class Job:
         measured, cost = loop.measures(), summary.costs(loop, self.backbone)
         names = {
             "scenario": self.directory.parts[-3],
-            "strategy": plugins.label(self.config.strategy),
+            "strategy": plugins.short_name(self.config.strategy),
             "backbone": self.config.backbone,
             "seed": self.config.seed,
             "config_hash": self.hash,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clsim.data.domains import DomainScenario, cut, domain_benchmark
+from clsim.data.domains import DomainScenario, domain_benchmark, train_test_split
 from clsim.data.readers import Hub
 from clsim.data.streams import Benchmark, DataAccess
 
@@ -26,5 +26,5 @@ class OfficeHome(DomainScenario):
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""
         source = data.parquet("office_home", "train", "image", "label", "domain", hub=HUB)
-        train, test = cut(data, source, self.on_bad_image)
+        train, test = train_test_split(data, source, self.on_bad_image)
         return domain_benchmark(self, train, test, classes_per_experience=self.classes_per_experience)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clsim.data.domains import DomainScenario, cut, domain_benchmark
+from clsim.data.domains import DomainScenario, domain_benchmark, train_test_split
 from clsim.data.readers import Hub
 from clsim.data.streams import Benchmark, DataAccess
 
@@ -25,4 +25,4 @@ class Pacs(DomainScenario):
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream that `protocol` names."""
         source = data.parquet("pacs", "train", "image", "label", "domain", hub=HUB)
-        return domain_benchmark(self, *cut(data, source, self.on_bad_image))
+        return domain_benchmark(self, *train_test_split(data, source, self.on_bad_image))

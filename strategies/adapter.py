@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clsim.backbones.towers import Sites, Tower
-from clsim.families import TextTuner
+from clsim.backbones.towers import Tower, TunerHooks
+from clsim.bases import TextTuner
 
 
-class Adapters(nn.Module, Sites):
+class Adapters(nn.Module, TunerHooks):
     """A bottleneck behind attention and one behind the MLP of every block: x + up(GELU(down(x))).
 
     Houlsby et al. 2019, arXiv:1902.00751, section 2.1. Only `up` starts at zero: were `down` zero, too, no gradient

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from clsim.backbones.towers import PLAIN, Sites, Tower
-from clsim.families import TextTuner
+from clsim.backbones.towers import PLAIN, Tower, TunerHooks
+from clsim.bases import TextTuner
 from clsim.parts.tuners import free_biases
 
 
@@ -14,6 +14,6 @@ class Bias(TextTuner):
     Cai et al. 2020 call the same "bias" (arXiv:2007.11622).
     """
 
-    def tune(self, tower: Tower) -> Sites:
+    def tune(self, tower: Tower) -> TunerHooks:
         free_biases(tower)
         return PLAIN

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from clsim import Backbone, Outputs, StreamInfo
 from clsim.backbones.clip import TextTower
+from clsim.bases import TextPrompts
 from clsim.data.batches import Batch
-from clsim.families import TextPrompts
 from clsim.parts.text import TEMPLATE, TextHead, TrainingStarted, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 

@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 
 from clsim import Backbone, Outputs, Step, StreamInfo
 from clsim.backbones.towers import Tower
+from clsim.bases import PromptPools
 from clsim.data.batches import Batch
-from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import PerExperience, Prefixes, Progress, blocks_of, check_depth
+from clsim.parts.prompt_pools import PerExperience, Prefixes, Progress, blocks_of, check_depth
 from clsim.parts.tuners import key_width
 from clsim.strategy import Schedule
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from clsim import Backbone, StreamInfo
 from clsim.backbones.clip import TextTower
-from clsim.families import TextPrompts
+from clsim.bases import TextPrompts
+from clsim.parts.learners import BankFeatures, TextClassifier
 from clsim.parts.text import TEMPLATE, TrainingStarted, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
-from clsim.parts.tuned import BankFeatures, TextClassifier
 
 
 class ContextClasses(nn.Module):

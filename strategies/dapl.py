@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from clsim import Backbone, Outputs, Step, StreamInfo
 from clsim.backbones.clip import TextTower
+from clsim.bases import TextPrompts
 from clsim.data.batches import Batch
-from clsim.families import TextPrompts
 from clsim.parts.text import TEMPLATE, Kept, TrainingStarted, class_features, cosine_logits, readable
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from clsim import Backbone, Step, StreamInfo
 from clsim.backbones.towers import Tower
+from clsim.bases import PromptPools
 from clsim.data.batches import Batch
-from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import PerExperience, PoolOutputs, Prefixes, Progress, blocks_of, check_depth, cosines
+from clsim.parts.prompt_pools import PerExperience, PoolOutputs, Prefixes, Progress, blocks_of, check_depth, cosines
 from clsim.parts.tuners import key_width
 
 

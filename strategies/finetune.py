@@ -7,7 +7,7 @@ from torch import nn
 from clsim import Backbone, Strategy, StreamInfo
 from clsim.backbones.towers import PLAIN
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import Headed, TunedImage
+from clsim.parts.learners import Headed, TunedImage
 
 
 @dataclass(kw_only=True)

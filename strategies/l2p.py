@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from clsim import Backbone, State, Step, StreamInfo
 from clsim.backbones.towers import Tower
+from clsim.bases import PromptPools
 from clsim.data.batches import Batch
-from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import PoolOutputs, cosines, majority, votes
+from clsim.parts.prompt_pools import PoolOutputs, cosines, majority, votes
 
 
 class PromptPool(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 
 from clsim import Backbone, Strategy, StreamInfo
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import BankFeatures, Headed
+from clsim.parts.learners import BankFeatures, Headed
 
 
 @dataclass(kw_only=True)

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from clsim.backbones.towers import ALL, Layer, Sites, Tower
+from clsim.backbones.towers import ALL, Block, Tower, TunerHooks
+from clsim.bases import TextTuner
 from clsim.errors import unknown
-from clsim.families import TextTuner
 
 PROJECTIONS = ("qkv", "proj", "fc1", "fc2")
 
 
-class LowRank(nn.Module, Sites):
+class LowRank(nn.Module, TunerHooks):
     """Low-rank additions to projections, W + alpha / rank * B A: Hu et al. 2021, arXiv:2106.09685, section 4.1."""
 
-    def __init__(self, layers: Sequence[Layer], rank: int, alpha: float, targets: tuple[str, ...]) -> None:
+    def __init__(self, layers: Sequence[Block], rank: int, alpha: float, targets: tuple[str, ...]) -> None:
         """`targets` are of "qkv", "proj", "fc1" and "fc2". B starts at zero."""
         super().__init__()
         self.scale = alpha / rank

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from clsim import Backbone, Step, StreamInfo
-from clsim.families import Adaptation
+from clsim.bases import Adaptation
 from clsim.parts.adaptation import Adapting, AdaptingOutputs
 
 

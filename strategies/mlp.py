@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clsim import Backbone, Strategy, StreamInfo
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import BankFeatures, Headed
+from clsim.parts.learners import BankFeatures, Headed
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from clsim import Backbone, StreamInfo
 from clsim.backbones.towers import Tower
-from clsim.families import TextTuner
-from clsim.parts.tuned import TextsInContext
+from clsim.bases import TextTuner
+from clsim.parts.learners import TextsInContext
 from clsim.parts.tuners import Prompts, Tokens
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from clsim.backbones.towers import Tower
-from clsim.families import TextTuner
+from clsim.bases import TextTuner
 from clsim.parts.tuners import Pairs, Prefix, key_width
 
 

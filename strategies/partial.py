@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from clsim.backbones.towers import PLAIN, Sites, Tower
+from clsim.backbones.towers import PLAIN, Tower, TunerHooks
+from clsim.bases import Tuner
 from clsim.errors import RequestError
-from clsim.families import Tuner
 from clsim.parts.tuners import require_blocks
 
 
@@ -29,6 +29,6 @@ class Partial(Tuner):
         super().__post_init__()
         self.at_least(1, "blocks")
 
-    def tune(self, tower: Tower) -> Sites:
+    def tune(self, tower: Tower) -> TunerHooks:
         free_last(tower, self.blocks)
         return PLAIN

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clsim.backbones.towers import Tower
-from clsim.families import TextTuner
+from clsim.bases import TextTuner
 from clsim.parts.tuners import Pairs, Prefix, key_width
 
 

@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 
 from clsim import Backbone, ExperienceInfo, Outputs, State, StreamInfo, rng
 from clsim.backbones.towers import Tower
+from clsim.bases import PromptPools
 from clsim.data.batches import Batch
-from clsim.families import PromptPools
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompts import AppendedTokens, PerExperience, Progress
+from clsim.parts.prompt_pools import AppendedTokens, PerExperience, Progress
 from clsim.parts.tuners import require_blocks
 from clsim.strategy import Optimizer, Schedule
 

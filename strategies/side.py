@@ -10,7 +10,7 @@ from clsim import Backbone, ExperienceInfo, Strategy, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import Headed
+from clsim.parts.learners import Headed
 
 
 class SideNetwork(nn.Module):

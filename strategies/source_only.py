@@ -6,9 +6,9 @@ from typing import Literal
 from torch import nn
 
 from clsim import Backbone, Strategy, StreamInfo
-from clsim.parts.adaptation import features_of, reads
+from clsim.parts.adaptation import features_of, inputs_for
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import Headed
+from clsim.parts.learners import Headed
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class SourceOnly(Strategy):
     tune: Literal["head", "all"] = "head"  # what learns: a head on the frozen tower, or the tower as well
 
     def reads(self) -> set[str]:
-        return reads(self.tune)
+        return inputs_for(self.tune)
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return Headed(features_of(backbone, self.tune), LinearHead(backbone.image.out_dim, info.num_classes))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clsim.backbones.towers import ALL, Sites, Tower
-from clsim.families import Tuner
+from clsim.backbones.towers import ALL, Tower, TunerHooks
+from clsim.bases import Tuner
 
 
-class ScaleShift(nn.Module, Sites):
+class ScaleShift(nn.Module, TunerHooks):
     """A scale and a shift of every feature behind every projection and norm: SSF, Lian et al. 2022, arXiv:2210.08823.
 
     The paper draws both near one and zero (eq. 5); here they start there: tuning starts from the tower as it is.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from clsim.backbones.towers import Sites, Tower
+from clsim.backbones.towers import Tower, TunerHooks
+from clsim.bases import Tuner
 from clsim.errors import RequestError
-from clsim.families import Tuner
 from clsim.parts.tuners import free_biases
 
 
@@ -36,7 +36,7 @@ class LiteResidual(nn.Module):
         return interpolate(self.layers(half), x.shape[2:], mode="nearest")
 
 
-class LiteResiduals(nn.Module, Sites):
+class LiteResiduals(nn.Module, TunerHooks):
     """A lite residual beside every block but the last, on the grid of patches; made for convolutional networks.
 
     The last block has none: of its tokens only the class token is read, which is not on the grid.

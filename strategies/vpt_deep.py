@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from clsim.backbones.towers import Tower
-from clsim.families import Tuner
+from clsim.bases import Tuner
 from clsim.parts.tuners import Prompts, Tokens, visual_bound
 
 

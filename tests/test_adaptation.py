@@ -11,13 +11,15 @@ from clsim import checkpoint, config, plugins, runner
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
 from clsim.data.domains import adaptation
-from clsim.data.streams import Info
+from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
-from clsim.events import State
-from clsim.parts.adaptation import Reversed, adversarial_loss, class_confusion, multilinear, ramp
+from clsim.events import State, Step
+from clsim.parts.adaptation import Reversed, adversarial_loss, ramp
 from clsim.scenarios.glyph_pair import GlyphPair
-from clsim.strategies.dapl import SOURCE, TARGET, Dapl
+from clsim.strategies.cdan import multilinear
+from clsim.strategies.dapl import SOURCE, TARGET, Dapl, DaplOutputs
+from clsim.strategies.mcc import class_confusion
 
 PAIR = ("dann", "cdan", "mcc", "source_only", "dapl", "coop", "zero_shot")
 SMALL = {"scenario.train_per_class": "3", "scenario.test_per_class": "2", "epochs": "2", "batch_size": "16"}
@@ -84,68 +86,73 @@ def test_class_confusion_weighs_sure_images_more():
 # DAPL
 
 
-INFO = Info(("star", "ring"), ("real", "sketch"), "pair", 1)
+INFO = StreamInfo(("star", "ring"), ("real", "sketch"), "pair", 1, has_target=True)
+WHOLE = ExperienceInfo(0, "pair", (0, 1), 3)
 
 
-def dapl_state(on_source, on_target, pseudo, **fields):
-    """A state whose learner has said these logits."""
+def dapl_step(on_source, on_target, pseudo, **fields):
+    """A step whose learner returned these logits."""
     strategy = Dapl(**fields)
-    learner = nn.Module()
-    learner.on_source = torch.tensor(on_source)
-    learner.on_target = None if on_target is None else torch.tensor(on_target)
-    learner.pseudo = None if pseudo is None else torch.tensor(pseudo)
-    state = State(learner, INFO, 0)
-    state.batch = Batch(None, torch.zeros(len(on_source), 2), labels=torch.zeros(len(on_source), dtype=torch.int64))
+    source = torch.tensor(on_source)
+    target, sure = (None if each is None else torch.tensor(each) for each in (on_target, pseudo))
+    batch = Batch(None, torch.zeros(len(source), 2), labels=torch.zeros(len(source), dtype=torch.int64))
+    run = State(nn.Module(), INFO, 0)
     logged = {}
-    state.log = logged.__setitem__
-    return strategy, state, logged
+    run.log = lambda name, value: logged.update({name: float(value)})
+    step = Step(run, np.arange(len(source)), batch)
+    step.outputs = DaplOutputs(source[:, :2], on_source=source, on_target=target, pseudo=sure)
+    return strategy, step, logged
 
 
 def test_dapl_spans_the_prompts_of_both_domains_or_of_one():
     a, b, c = math.log(1.0), math.log(2.0), math.log(5.0)
     # class 0 as a source: 1 among (1, 2, 5, 2), or among (1, 2)
     for contrast, share in (("both", 1 / 10), ("none", 1 / 3)):
-        strategy, state, _ = dapl_state([[a, b, c, b]], None, None, domain_contrast=contrast)
-        assert strategy.loss(state).item() == pytest.approx(-math.log(share), rel=1e-6)
+        strategy, step, _ = dapl_step([[a, b, c, b]], None, None, domain_contrast=contrast)
+        assert strategy.loss(step).item() == pytest.approx(-math.log(share), rel=1e-6)
 
 
 def test_dapl_learns_sure_pseudo_labels_in_the_targets_block():
     sure, unsure = [0.0, math.log(3.0)], [0.0, 0.0]
     on_target = [[0.0, 0.0, 0.0, math.log(2.0)], [9.0, 0.0, 0.0, 0.0]]
-    strategy, state, logged = dapl_state([[0.0] * 4], on_target, [sure, unsure], threshold=0.6)
+    strategy, step, logged = dapl_step([[0.0] * 4], on_target, [sure, unsure], threshold=0.6)
     # the first image's class is 1, which is prompt 3 of four: 2 among (1, 1, 1, 2); the second is not sure enough
-    assert strategy.loss(state).item() == pytest.approx(math.log(4) - math.log(2 / 5), rel=1e-6)
+    assert strategy.loss(step).item() == pytest.approx(math.log(4) - math.log(2 / 5), rel=1e-6)
     assert logged == {"pseudo_labels_kept": 0.5}
 
 
 def test_dapl_without_a_sure_pseudo_label_loses_nothing_on_the_target():
-    strategy, state, logged = dapl_state([[0.0] * 4], [[5.0, 0.0, 0.0, 0.0]] * 2, [[0.0, 0.1]] * 2, threshold=0.9)
-    assert strategy.loss(state).item() == pytest.approx(math.log(4))
+    strategy, step, logged = dapl_step([[0.0] * 4], [[5.0, 0.0, 0.0, 0.0]] * 2, [[0.0, 0.1]] * 2, threshold=0.9)
+    assert strategy.loss(step).item() == pytest.approx(math.log(4))
     assert logged == {"pseudo_labels_kept": 0.0}
 
 
 def test_dapl_is_zero_shot_before_training_and_predicts_with_the_targets_block_after():
     backbone = load_backbone("clip_nano")
-    learner = Dapl(context_length=2, domain_length=2).build(backbone, INFO)
+    strategy = Dapl(context_length=2, domain_length=2)
+    learner = strategy.build(backbone, INFO)
     images = torch.randn(3, backbone.image.out_dim)
-    zero_shot = plugins.load("strategies", "zero_shot")().build(backbone, INFO)
+    zero_shot = plugins.load("strategies", "zero_shot")().build(backbone, INFO)(Batch(None, images)).logits
     learner.eval()
-    assert torch.equal(learner(Batch(None, images)), zero_shot(Batch(None, images)))
+    assert torch.equal(learner(Batch(None, images)).logits, zero_shot)
+    strategy.begin(learner, WHOLE)
     learner.train()
     both = learner(Batch(None, images, target=Batch(None, images)))
-    assert torch.equal(both, learner.on_source[:, :2]) and learner.on_source.shape == learner.on_target.shape == (3, 4)
-    assert torch.equal(learner.pseudo, zero_shot(Batch(None, images)))
+    assert torch.equal(both.logits, both.on_source[:, :2]) and both.on_source.shape == both.on_target.shape == (3, 4)
+    assert torch.equal(both.pseudo, zero_shot)
     learner.eval()
     with torch.no_grad():
-        assert torch.allclose(learner(Batch(None, images)), learner.on_target[:, 2:], atol=1e-5)
+        assert torch.allclose(learner(Batch(None, images)).logits, both.on_target[:, 2:], atol=1e-5)
         assert not torch.allclose(learner.classes(SOURCE), learner.classes(TARGET))
 
 
 def test_dapl_learns_a_stream_without_a_target_as_a_source():
     backbone = load_backbone("clip_nano")
-    learner = Dapl(context_length=2, domain_length=2).build(backbone, Info(("star", "ring"), (), "class", 2))
-    logits = learner(Batch(None, torch.randn(3, backbone.image.out_dim)))
-    assert learner.on_target is None and torch.equal(logits, learner.on_source[:, :2])
+    strategy = Dapl(context_length=2, domain_length=2)
+    learner = strategy.build(backbone, StreamInfo(("star", "ring"), (), "class", 2))
+    strategy.begin(learner, WHOLE)
+    outputs = learner(Batch(None, torch.randn(3, backbone.image.out_dim)))
+    assert outputs.on_target is None and torch.equal(outputs.logits, outputs.on_source[:, :2])
     assert learner.block == SOURCE
 
 
@@ -276,7 +283,7 @@ NOSY = '''
 from dataclasses import dataclass
 from clsim import Strategy
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import BankFeatures, Headed
+from clsim.parts.learners import BankFeatures, Headed
 
 SEEN = {}
 

@@ -13,12 +13,13 @@ from PIL import Image
 
 import clsim
 from clsim.avalanche import from_avalanche, to_avalanche
+from clsim.data.protocols import TaskIncremental
 from clsim.data.streams import Benchmark, Scenario, class_incremental, domain_incremental
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Pixels, evaluation
+from clsim.data.transforms import InputSpec, evaluation
 from clsim.errors import RequestError
 
-AS_STORED = Pixels(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=1.0)  # values in [0, 1]
+AS_STORED = InputSpec(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=1.0)  # values in [0, 1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +120,7 @@ def test_the_same_images_dealt_out_differently_are_another_stream(stream):
 
 def test_avalanche_sees_what_evaluation_sees(stream):
     ours = stream("task")
-    pixels = Pixels(size=4)
+    pixels = InputSpec(size=4)
     theirs = to_avalanche(ours, pixels)
     assert [e.classes_in_this_experience for e in theirs.train_stream] == [set(e.classes) for e in ours.train_stream]
     assert [e.task_labels for e in theirs.test_stream] == [[0], [1], [2]]
@@ -279,6 +280,28 @@ def test_experiences_must_pair_up():
 def test_unknown_protocol():
     with pytest.raises(RequestError, match="no protocol 'tasks' .did you mean 'task'"):
         from_avalanche(stand_in([[(GREY, 0)]], [[(GREY, 0)]]), "tasks")
+
+
+def test_a_protocol_with_a_target_is_refused():
+    with pytest.raises(RequestError, match="pair needs unlabelled images of a target"):
+        from_avalanche(stand_in([[(GREY, 0)]], [[(GREY, 0)]]), "pair")
+
+
+def test_a_protocol_of_ones_own_decides_whether_the_task_is_told(stream):
+    class Named(TaskIncremental):
+        name = "named"
+
+    back = from_avalanche(to_avalanche(stream("task"), AS_STORED), Named())
+    assert back.info.protocol == "named"
+    assert [experience.task_label for experience in back.test_stream] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", [{"ordered": True}, {"boundary": False}])
+def test_what_avalanche_cannot_keep_from_its_strategies_is_refused(how, stream):
+    ours = stream()
+    first = replace(ours.train_stream[0], **how)
+    with pytest.raises(RequestError, match="Avalanche shuffles the images of .classes 2 3., and tells where"):
+        to_avalanche(replace(ours, train_stream=(first, *ours.train_stream[1:])), AS_STORED)
 
 
 def test_avalanche_is_imported_only_when_asked_for():

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from clsim.data.batches import Batch, Loader
-from clsim.data.transforms import Augmentation, Pixels, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, evaluation
 
-PIXELS = Pixels(16, crop=1.0)
+PIXELS = InputSpec(16, crop=1.0)
 CPU = torch.device("cpu")
 
 
@@ -108,7 +108,7 @@ def test_evaluation_batches_have_one_size(table):
 def test_a_batch_as_batches_of_one_image_each(table):
     rows = np.array([3, 20, 0])
     batch = loader(table, "features").train(rows, Augmentation(), generator(), replayed=1)
-    singles = list(batch.each())
+    singles = list(batch.singles())
     assert [len(single) for single in singles] == [1, 1, 1]
     assert [single.rows.tolist() for single in singles] == [[3], [20], [0]]
     assert torch.equal(torch.cat([single.features for single in singles]), batch.features)

@@ -7,7 +7,7 @@ import torch
 from clsim.backbones import load_clip
 from clsim.backbones.clip import ClipVisionTower, OpaqueTower, TextTower
 from clsim.backbones.load import load_backbone
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 
 TEXTS = ["a photo of a striped star.", "x", "the very small dotted ring, a pencil drawing of 7 unknown things"]
@@ -20,7 +20,7 @@ def model_and_towers(name):
         return clip, *load_clip.small_towers(clip, 16), load_clip.small_tokenizer()
     clip = open_clip.create_model(name).eval()
     tokenizer = open_clip.get_tokenizer(name)
-    return clip, ClipVisionTower(clip.visual, Pixels(224)), TextTower(clip, tokenizer), tokenizer
+    return clip, ClipVisionTower(clip.visual, InputSpec(224)), TextTower(clip, tokenizer), tokenizer
 
 
 @pytest.mark.parametrize("name", ["nano", pytest.param("ViT-B-32", marks=pytest.mark.slow)])
@@ -74,7 +74,7 @@ def test_features_start_at_any_position():
 def test_a_resnet_gives_features_and_has_no_tokens():
     torch.manual_seed(0)
     clip = open_clip.create_model("RN50").eval()
-    tower = OpaqueTower(clip.visual, Pixels(224), clip.visual.output_dim).eval()
+    tower = OpaqueTower(clip.visual, InputSpec(224), clip.visual.output_dim).eval()
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(tower(images), clip.encode_image(images))

@@ -1,4 +1,4 @@
-"""clsim.config and clsim.values: types, precedence, the grammar of fields, and the file that a run writes."""
+"""clsim.config and clsim.field_values: types, precedence, the grammar of fields, and the file that a run writes."""
 
 import pickle
 import shutil
@@ -13,8 +13,8 @@ import pytest
 from clsim import config, options, plugins
 from clsim.config import RunConfig, plan
 from clsim.errors import RequestError
+from clsim.field_values import check, make
 from clsim.named_parts import named_part, split
-from clsim.values import check, make
 
 STRATEGY = '''from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -602,7 +602,7 @@ def test_an_edited_built_in_is_another_run(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
 
     found = [hash_of(), hash_of()]
-    for name in ("strategies/coop.py", "clsim/families.py", "clsim/parts/ewc.py", "scenarios/split_digits.py"):
+    for name in ("strategies/coop.py", "clsim/bases.py", "clsim/parts/ewc.py", "scenarios/split_digits.py"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# edited\n")
         found.append(hash_of())
     assert found[0] == found[1] and len(set(found)) == 5

@@ -11,7 +11,7 @@ from torch import nn
 from clsim import checkpoint
 from clsim.data.batches import Batch, Loader
 from clsim.data.streams import Scenario, class_incremental
-from clsim.data.transforms import Augmentation, Pixels
+from clsim.data.transforms import Augmentation, InputSpec
 from clsim.events import State, Step
 from clsim.outputs import Outputs
 from clsim.parts.der import Der
@@ -50,7 +50,7 @@ class Bank:
 
 def running(benchmark, learner, features, **given):
     """A run that stands in its first experience, with `features` of the rows of the training table."""
-    loader = Loader(benchmark.train_table, Pixels(16, crop=1.0), {"features"}, torch.device("cpu"), Bank(features))
+    loader = Loader(benchmark.train_table, InputSpec(16, crop=1.0), {"features"}, torch.device("cpu"), Bank(features))
     s = State(learner, benchmark.info, 0, tools=Tools(learner, loader, Augmentation(1.0, False), bf16=False), **given)
     s.current = benchmark.train_stream[0]
     return s

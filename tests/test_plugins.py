@@ -275,7 +275,7 @@ def test_a_class_below_no_strategy_is_refused(text: str, tmp_path: Path) -> None
 
 
 def test_identity_covers_the_files_of_the_whole_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (plugins.label("some/toy.py:Toy"), plugins.label("l2p")) == ("toy", "l2p")
+    assert (plugins.short_name("some/toy.py:Toy"), plugins.short_name("l2p")) == ("toy", "l2p")
     (tmp_path / "clsim_mixin.py").write_text("class Mixin:\n    pass\n")
     base = tmp_path / "clsim_base.py"
     base.write_text("from clsim import Strategy\n\n\nclass Base(Strategy):\n    pass\n")
@@ -303,7 +303,7 @@ def test_identity_of_a_built_in_covers_its_family_and_not_the_roots() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clsim.provenance.source", lambda path: read.append(path.name) or "")
         assert plugins.identity("lora", cls).startswith("lora@")
-    assert read == ["lora.py", "families.py"]
+    assert read == ["lora.py", "bases.py"]
 
 
 # parts

@@ -4,22 +4,35 @@ import dataclasses
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize, scaled_dot_product_attention
 
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
-from clsim.data.streams import Info
+from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.errors import RequestError
-from clsim.events import State
-from clsim.learner import learner_state
-from clsim.parts.prompts import Behind, PerExperience, Prefixes, Progress, blocks_of, centres, cosines
+from clsim.events import State, Step
+from clsim.learner import learner_state, load_learner, replay
+from clsim.outputs import as_outputs, logits_of
+from clsim.parts.prompt_pools import (
+    AppendedTokens,
+    PerExperience,
+    PoolOutputs,
+    Prefixes,
+    Progress,
+    blocks_of,
+    cosines,
+    majority,
+    votes,
+)
 from clsim.strategies.coda_prompt import CodaPrompt, off_orthonormal, orthonormal
 from clsim.strategies.dualprompt import DualPrompt
-from clsim.strategies.s_prompts import SPrompts
+from clsim.strategies.l2p import L2P
+from clsim.strategies.s_prompts import SPrompts, centres
 
-INFO = Info(tuple("abcdef"), (), "class", 3)  # three experiences of two classes
+INFO = StreamInfo(tuple("abcdef"), (), "class", 3)  # three experiences of two classes
 WIDTH = 32  # of vit_nano's two blocks
 POOLS = [DualPrompt, CodaPrompt, SPrompts]
 
@@ -36,25 +49,39 @@ def batch_of(learner, count=6, first=0):
         return Batch(images, learner.tower(images), first + torch.arange(count) % 2)
 
 
+def experience_of(index):
+    """Experience `index`, whose classes are two of its own."""
+    return ExperienceInfo(index, f"experience {index}", (2 * index, 2 * index + 1), 6)
+
+
 def begin(strategy, learner, index):
-    """A State at the start of experience `index`, whose classes are two of their own."""
-    classes = (2 * index, 2 * index + 1)
-    s = State(learner.train(), INFO, 0, experience=SimpleNamespace(index=index, classes=classes), seen=classes)
-    s.batch = batch_of(learner, first=2 * index)
-    s.clean_batches = lambda: iter([s.batch])
-    strategy.before_training_exp(s)
-    return s
+    """A step at the start of experience `index`."""
+    experience = experience_of(index)
+    strategy.begin(learner.train(), experience)
+    batch = batch_of(learner, first=2 * index)
+    run = State(learner, INFO, 0, mask=strategy.mask, seen=experience.classes, current=experience)
+    run.clean_batches = lambda: iter([batch])
+    return Step(run, np.arange(len(batch)), batch)
+
+
+def close(strategy, s):
+    """The end of the step's experience."""
+    if hasattr(strategy, "after_training_exp"):
+        strategy.after_training_exp(s.run)
 
 
 def learn(strategy, s, steps=2):
     optimizer = strategy.configure_optimizer(s.learner)
     for _ in range(steps):
-        s.logits = s.learner(s.batch)
+        s.outputs = as_outputs(s.learner(s.batch))
         optimizer.zero_grad()
         strategy.loss(s).backward()
         optimizer.step()
-    if hasattr(strategy, "after_training_exp"):
-        strategy.after_training_exp(s)
+    close(strategy, s)
+
+
+def logits(learner, batch):
+    return logits_of(learner(batch))
 
 
 def trained(learner):
@@ -105,9 +132,9 @@ def test_only_the_current_experience_s_own_gets_a_gradient():
 def test_the_experience_is_known_in_training_and_where_the_protocol_reveals_it():
     progress = Progress(3)
     progress.begin(2)
-    assert progress.train().told(Batch(torch.zeros(2, 1))).tolist() == [2, 2]
-    assert progress.eval().told(Batch(torch.zeros(2, 1))) is None
-    assert progress.told(Batch(torch.zeros(2, 1), task=1)).tolist() == [1, 1]
+    assert progress.train().known_task(Batch(torch.zeros(2, 1))).tolist() == [2, 2]
+    assert progress.eval().known_task(Batch(torch.zeros(2, 1))) is None
+    assert progress.known_task(Batch(torch.zeros(2, 1), task=1)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kind", [DualPrompt, SPrompts])
@@ -117,17 +144,20 @@ def test_where_the_task_is_revealed_its_own_prompts_answer(kind):
         learn(strategy, begin(strategy, learner, index))
     batch = batch_of(learner.eval())
     with torch.no_grad():
-        free = learner(batch)
-        told = [learner(dataclasses.replace(batch, task=task)) for task in range(3)]
+        free = logits(learner, batch)
+        told = [logits(learner, dataclasses.replace(batch, task=task)) for task in range(3)]
         assert not any(torch.allclose(a, b, atol=1e-5) for a, b in itertools.combinations(told, 2))
         assert all(any(torch.allclose(row, each[i], atol=1e-5) for each in told) for i, row in enumerate(free))
 
 
-def test_progress_is_kept_with_the_weights():
-    progress, again = Progress(3), Progress(3)
+def test_progress_is_what_begin_made_of_it_and_no_weight():
+    progress = Progress(3)
+    assert progress.begun == () and progress.current == 0
     progress.begin(2)
-    again.load_state_dict(progress.state_dict())
-    assert again.current == 2 and again.begun.tolist() == [False, False, True]
+    assert progress.current == 2 and progress.mask.tolist() == [False, False, True]
+    progress.begin(0)
+    assert progress.current == 0 and progress.mask.tolist() == [True, False, True] and progress.begun == (0, 2)
+    assert not progress.state_dict(), "begin is repeated by whoever loads weights"
 
 
 def test_centres_by_hand_and_as_many_as_there_are_places():
@@ -162,14 +192,15 @@ def test_an_image_s_logits_depend_on_it_alone(kind):
     for index in range(3):
         learn(strategy, begin(strategy, learner, index))
     learner.eval()
-    every = [batch_of(learner, count=4, first=2 * i) for i in range(3)]
-    batch = Batch(torch.cat([b.images for b in every]), torch.cat([b.features for b in every]))
+    batches = [batch_of(learner, count=4, first=2 * i) for i in range(3)]
+    batch = Batch(torch.cat([b.images for b in batches]), torch.cat([b.features for b in batches]))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        logits = learner(batch)
-        assert torch.allclose(learner(Batch(batch.images[order], batch.features[order])), logits[order], atol=1e-5)
-        single = [learner(Batch(batch.images[i : i + 1], batch.features[i : i + 1])) for i in range(12)]
-    assert torch.allclose(torch.cat(single), logits, atol=1e-5)
+        every = logits(learner, batch)
+        shuffled = logits(learner, Batch(batch.images[order], batch.features[order]))
+        assert torch.allclose(shuffled, every[order], atol=1e-5)
+        single = [logits(learner, Batch(batch.images[i : i + 1], batch.features[i : i + 1])) for i in range(12)]
+    assert torch.allclose(torch.cat(single), every, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -179,7 +210,7 @@ def test_bfloat16_learns_and_answers_in_float32(kind):
     s = begin(strategy, learner, 0)
     s.batch = dataclasses.replace(s.batch, features=s.batch.features.float())
     with torch.autocast("cpu", torch.bfloat16):
-        s.logits = learner(s.batch)
+        s.outputs = as_outputs(learner(s.batch))
     strategy.loss(s).backward()
     assert s.logits.dtype == torch.float32
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
@@ -193,26 +224,27 @@ def test_what_evaluation_needs_is_saved_with_the_learner(kind):
     for index in range(2):
         learn(strategy, begin(strategy, learner, index))
     again = strategy.build(load_backbone("vit_nano"), INFO)
-    again.load_state_dict(learner_state(learner), strict=False)
+    replay(strategy, again, [experience_of(0), experience_of(1)], seed=0)
+    load_learner(again, learner_state(learner))
     batch = batch_of(learner)
     with torch.no_grad():
-        assert torch.equal(again.eval()(batch), learner.eval()(batch))
+        assert torch.equal(logits(again.eval(), batch), logits(learner.eval(), batch))
 
 
 @pytest.mark.parametrize("kind", POOLS)
-def test_experiences_that_never_came_do_not_serve(kind):
+def test_unvisited_experiences_are_never_selected(kind):
     """As where all are merged into the last."""
     strategy, learner = make(kind)
     learn(strategy, begin(strategy, learner, 2))
     batch = batch_of(learner)
     learner.eval()
     with torch.no_grad():
-        logits = learner(batch)
+        before = logits(learner, batch)
         for name, p in learner.named_parameters():
             if name.split(".")[-1] in ("0", "1") or name.startswith(("heads.0", "heads.1")):
                 p.fill_(100.0)
         # classes that no experience learned are the first head's where each has its own
-        assert torch.equal(learner(batch)[:, 4:], logits[:, 4:]) and torch.isfinite(logits).all()
+        assert torch.equal(logits(learner, batch)[:, 4:], before[:, 4:]) and torch.isfinite(before).all()
 
 
 def test_parameters_are_as_many_as_the_formulas_say():
@@ -277,9 +309,9 @@ def test_dualprompt_takes_the_task_s_expert_in_training_and_the_nearest_learned_
     begin(strategy, learner, 0)
     s = begin(strategy, learner, 1)
     assert learner.nearest(similarity).tolist() == [1, 0], "the third is nearest and has not come yet"
-    learner(s.batch)
+    outputs = learner(s.batch)
     own = torch.nn.functional.cosine_similarity(s.batch.features, learner.keys.each[1][None])
-    assert torch.allclose(learner.match, own, atol=1e-6)
+    assert torch.allclose(outputs.match, own, atol=1e-6) and outputs.chosen.tolist() == [1] * 6
 
 
 @torch.no_grad()
@@ -288,20 +320,20 @@ def test_dualprompt_is_the_tower_behind_general_and_expert_prefixes():
     for index in range(3):
         begin(strategy, learner, index)
     batch = batch_of(learner)
-    logits = learner.eval()(batch)
+    together = logits(learner.eval(), batch)
     keys = torch.stack(list(learner.keys.each))
     for i, feature in enumerate(batch.features):
         nearest = max(range(3), key=lambda t: float(normalize(feature, dim=0) @ normalize(keys[t], dim=0)))
         prompts = {0: learner.general[:1], 1: learner.experts.each[nearest]}
         alone = learner.head(learner.tower(batch.images[i : i + 1], Prefixes(prompts)))
-        assert torch.allclose(alone[0], logits[i], atol=1e-5)
+        assert torch.allclose(alone[0], together[i], atol=1e-5)
 
 
 def test_dualprompt_pulls_the_task_s_key_to_the_stream_s_images_only():
     strategy, learner = make(DualPrompt, pull=0.5)
     s = begin(strategy, learner, 1)
     s.batch = dataclasses.replace(s.batch, replayed=2)
-    s.logits = learner(s.batch)
+    s.outputs = as_outputs(learner(s.batch))
     key = learner.keys.each[1]
     pull = torch.nn.functional.cosine_similarity(s.batch.features[:4], key[None]).mean()
     expected = cross_entropy(s.logits[:, 2:4], s.batch.labels - 2) - 0.5 * pull
@@ -365,7 +397,7 @@ def test_coda_loss_adds_the_weighted_penalty():
     s = begin(strategy, learner, 0)
     with torch.no_grad():
         learner.keys.each[0].mul_(2)
-    s.logits = learner(s.batch)
+    s.outputs = as_outputs(learner(s.batch))
     expected = cross_entropy(s.logits[:, :2], s.batch.labels) + 0.3 * learner.penalty()
     assert learner.penalty() > 0 and torch.isclose(strategy.loss(s), expected, atol=1e-6)
 
@@ -377,24 +409,24 @@ def test_coda_loss_adds_the_weighted_penalty():
 def test_s_prompts_takes_prompts_and_head_of_the_nearest_centre():
     strategy, learner = make(SPrompts, centres=2)
     for index in range(3):
-        strategy.after_training_exp(begin(strategy, learner, index))
+        close(strategy, begin(strategy, learner, index))
     batch = batch_of(learner, first=4)
     chosen = learner.nearest(batch.features)
-    logits = learner.eval()(batch)
+    together = logits(learner.eval(), batch)
     for i, feature in enumerate(normalize(batch.features)):
         distance = (learner.centres - feature).norm(dim=2).amin(dim=1)
         nearest = int(distance.argmin())
         assert int(chosen[i]) == nearest
-        alone = learner.tower(batch.images[i : i + 1], Behind(learner.prompts.each[nearest][None]))
+        alone = learner.tower(batch.images[i : i + 1], AppendedTokens(learner.prompts.each[nearest][None]))
         own = [2 * nearest, 2 * nearest + 1]
-        assert torch.allclose(learner.heads[nearest](alone)[0, own], logits[i, own], atol=1e-5)
-        assert int(logits[i].argmax()) in own
+        assert torch.allclose(learner.heads[nearest](alone)[0, own], together[i, own], atol=1e-5)
+        assert int(together[i].argmax()) in own
 
 
 def test_s_prompts_keeps_the_centres_of_unit_features_and_nothing_of_experiences_to_come():
     strategy, learner = make(SPrompts, centres=1)
     s = begin(strategy, learner, 1)
-    strategy.after_training_exp(s)
+    close(strategy, s)
     assert torch.allclose(learner.centres[1, 0], normalize(s.batch.features).mean(dim=0), atol=1e-6)
     assert torch.isinf(learner.centres[[0, 2]]).all()
     assert learner.nearest(s.batch.features).tolist() == [1] * 6
@@ -420,3 +452,67 @@ def test_s_prompts_in_a_domain_stream_answers_with_the_chosen_head_alone():
     learner.begin(1, tuple(range(6)))
     scores = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(learner.answer(scores, torch.tensor([1, 0])), torch.stack([scores[0, 1], scores[1, 0]]))
+
+
+# detected tasks
+
+
+@pytest.mark.parametrize("kind", [DualPrompt, SPrompts])
+def test_a_task_is_detected_only_where_it_is_not_known(kind):
+    strategy, learner = make(kind)
+    batch = batch_of(learner.eval())
+    with torch.no_grad():
+        assert learner(batch).task is None, "nothing is learned yet"
+    for index in range(2):
+        learn(strategy, begin(strategy, learner, index), steps=1)
+    with torch.no_grad():
+        assert learner.train()(batch).task is None, "in training it is known"
+        learner.eval()
+        assert learner(dataclasses.replace(batch, task=1)).task is None, "the protocol reveals it"
+        detected = learner(batch).task
+    assert detected.shape == (6,) and set(detected.tolist()) <= {0, 1}
+
+
+def test_coda_prompt_detects_no_task():
+    strategy, learner = make(CodaPrompt)
+    learn(strategy, begin(strategy, learner, 0), steps=1)
+    with torch.no_grad():
+        assert learner.eval()(batch_of(learner)).task is None
+
+
+@torch.no_grad()
+def test_dualprompt_detects_the_task_of_the_nearest_key_by_hand():
+    strategy, learner = make(DualPrompt)
+    for index in range(3):
+        begin(strategy, learner, index)
+    for key, direction in zip(learner.keys.each, ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]), strict=True):
+        key.copy_(torch.tensor([*direction, *[0.0] * (WIDTH - 2)]))
+    queries = torch.zeros(4, WIDTH)
+    queries[:, :2] = torch.tensor([[9.0, 1.0], [1.0, 9.0], [2.0, 3.0], [-1.0, 0.5]])
+    batch = dataclasses.replace(batch_of(learner, count=4), features=queries)
+    assert learner.eval()(batch).task.tolist() == [0, 1, 2, 1]
+
+
+# L2P's counts
+
+
+@torch.no_grad()
+def test_l2p_counts_by_hand_and_in_training_steps_alone():
+    strategy, learner = make(L2P, pool_size=3, top_k=2)
+    s = begin(strategy, learner, 0)
+    for _ in range(3):
+        learner(s.batch)
+    assert learner.used.tolist() == [0, 0, 0]
+    chosen = torch.tensor([[0, 2], [2, 1], [2, 0]])
+    s.outputs = PoolOutputs(torch.zeros(3, 6), chosen=chosen, match=torch.zeros(3, 2))
+    strategy.after_forward(s)
+    assert learner.used.tolist() == [2, 1, 3] and learner.used_before.tolist() == [0, 0, 0]
+    strategy.after_training_exp(s.run)
+    assert learner.used.tolist() == [0, 0, 0] and learner.used_before.tolist() == [2, 1, 3]
+
+
+def test_votes_and_their_majority_by_hand():
+    chosen = torch.tensor([[0, 3], [3, 1], [1, 3]])
+    assert votes(chosen, 5).tolist() == [1, 2, 0, 3, 0]
+    assert majority(chosen, 5).tolist() == [[3, 1]] * 3
+    assert majority(torch.tensor([[2, 1]]), 3).tolist() == [[1, 2]], "ties go to the lower id"

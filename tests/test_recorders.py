@@ -14,7 +14,7 @@ import torch
 
 from clsim import provenance
 from clsim.data.batches import Batch
-from clsim.data.streams import Info
+from clsim.data.streams import StreamInfo
 from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.metrics import measures
@@ -59,7 +59,7 @@ def benchmark(names):
 
 def fresh_state(num_experiences=3):
     names = tuple(f"class {c}" for c in range(2 * num_experiences))
-    return State(torch.nn.Identity(), Info(names, (), "class", num_experiences), seed=0)
+    return State(torch.nn.Identity(), StreamInfo(names, (), "class", num_experiences), seed=0)
 
 
 def a_step(s, loss, size=4):

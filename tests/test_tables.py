@@ -58,16 +58,17 @@ def test_both_tables_with_resume_and_rows_for_what_is_missing(tables, tmp_path, 
 def test_the_rate_is_chosen_on_training_images_by_seed_0(tables, tmp_path, monkeypatch):
     asked = []
 
-    def run(**options):
-        asked.append(options)
-        if options["lr"] < 2e-3:
+    def run_one(wanted):
+        asked.append(wanted)
+        if wanted.strategy_fields["lr"] < 2e-3:
             raise RunFailed("the loss is nan")
-        return SimpleNamespace(metrics={"average_accuracy": 0.5})
+        return tmp_path
 
-    monkeypatch.setattr(tables.clsim, "run", run)
+    monkeypatch.setattr(tables, "run_one", run_one)
+    monkeypatch.setattr(tables, "load", lambda directory: SimpleNamespace(metrics={"average_accuracy": 0.5}))
     bench = tables.Bench({"scenario": "transfer", "out": tmp_path}, (5, 6))
     assert bench.best_rate(tables.Method("linear")) == {"lr": 3e-3}, "the lower one of equals"
-    assert [(each["seed"], each["scenario.split"]) for each in asked] == [(0, "tune")] * 3
+    assert [(each.seed, each.scenario_fields["split"]) for each in asked] == [(0, "tune")] * 3
     with pytest.raises(RunFailed, match="none of the learning rates works"):
         monkeypatch.setattr(tables, "RATES", (0.1,))
         bench.best_rate(tables.Method("linear"))

@@ -1,10 +1,18 @@
 """Prompts around class names: where the words stand, and that what is left out changes neither values nor gradients."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
+from clsim import plugins
 from clsim.backbones.load import load_backbone
+from clsim.data.batches import Batch
+from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.errors import RequestError
+from clsim.parts.text import Kept, TrainingStarted, start_training
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 NAMES = ("star", "striped star", "very large dotted ring", "moon_moon")
@@ -93,3 +101,130 @@ def test_what_does_not_fit_is_named_with_its_length(text):
         Wording.of(text, ("star",), 61)
     with pytest.raises(RequestError, match="'a photo of' has 3 tokens, and the context 4"):
         new_context(text, 4, "a photo of")
+
+
+# class features kept in evaluation
+
+
+class Doubled(nn.Module):
+    """Twice its weight; it counts how often that was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.started = TrainingStarted()
+        self.kept = Kept()
+        self.made = 0
+
+    def forward(self):
+        return self.kept(self, self.make)
+
+    def make(self):
+        self.made += 1
+        return 2 * self.weight if not self.started() else 3 * self.weight
+
+
+@torch.no_grad()
+def test_class_features_are_computed_once_while_nothing_changes():
+    module = Doubled().eval()
+    assert [module().tolist() for _ in range(3)] == [[2, 4]] * 3 and module.made == 1
+
+
+@torch.no_grad()
+def test_class_features_are_computed_again_when_a_weight_was_written_to():
+    module = Doubled().eval()
+    module()
+    module.weight.mul_(2)
+    assert module().tolist() == [4, 8]
+    module.weight[1] = 0
+    assert module().tolist() == [4, 0] and module.made == 3
+    module.load_state_dict({"weight": torch.tensor([5.0, 6.0])})
+    assert module().tolist() == [10, 12]
+    module.weight = nn.Parameter(torch.tensor([0.5, 0.5]))
+    assert module().tolist() == [1, 1]
+
+
+@torch.no_grad()
+def test_class_features_are_computed_again_in_another_precision():
+    module = Doubled().eval()
+    module()
+    with torch.autocast("cpu", torch.bfloat16):
+        module()
+        module()
+    assert module.made == 2
+    module()
+    assert module.made == 3
+    assert module.to(torch.bfloat16)().dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_class_features_are_computed_again_when_training_starts():
+    module = Doubled().eval()
+    module()
+    start_training(module)
+    assert module().tolist() == [3, 6]
+
+
+@torch.no_grad()
+def test_class_features_of_a_teacher_are_its_own():
+    module = Doubled().eval()
+    module()
+    teacher = {"weight": torch.tensor([7.0, 8.0])}
+    assert functional_call(module, teacher, ()).tolist() == [14, 16]
+    assert functional_call(module, teacher, ()).tolist() == [14, 16] and module.made == 2
+    assert module().tolist() == [2, 4]
+
+
+def test_class_features_are_never_kept_with_gradients():
+    module = Doubled().eval()
+    with torch.no_grad():
+        module()
+    first, second = module(), module()
+    assert first.requires_grad and second.requires_grad and module.made == 3
+    (first + second).sum().backward()
+    assert module.weight.grad.tolist() == [4, 4]
+    module.train()
+    with torch.no_grad():
+        module()
+        module()
+    assert module.made == 5, "nor in training"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_class_features_are_those_after_the_last_step_of_any_optimizer(fused):
+    """PyTorch does not count what a fused optimizer writes."""
+    module = Doubled()
+    optimizer = torch.optim.SGD(module.parameters(), 0.5, fused=fused)
+    for expected in ([0, 2], [-2, 0]):
+        module.train()().sum().backward()
+        with torch.no_grad():
+            module.eval()()  # between gradient and step, as a teacher would
+        module.train()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            assert module.eval()().tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["coop", "dapl", "prompt_tuning", "p_tuning", "bias", "lora"])
+def test_logits_in_evaluation_follow_the_weights(name):
+    """Against a copy that has kept nothing."""
+    torch.manual_seed(0)
+    fields = {} if name in ("coop", "dapl") else {"tower": "text"}
+    strategy = plugins.load("strategies", name)(**fields)
+    info = StreamInfo(("star", "ring"), ("real", "sketch"), "pair", 1, has_target=True)
+    backbone = load_backbone("clip_nano")
+    learner = strategy.build(backbone, info).eval()
+    batch = Batch(None, torch.randn(3, backbone.image.out_dim))
+    found = []
+    with torch.no_grad():
+        for change in (lambda: None, lambda: strategy.begin(learner, ExperienceInfo(0, "", (0, 1), 2)), None):
+            if change is None:
+                for p in learner.parameters():
+                    p.add_(0.1 * p.requires_grad * torch.randn_like(p))
+            else:
+                change()
+            found.append(learner(batch).logits)
+            assert torch.equal(learner(batch).logits, found[-1])
+            assert torch.equal(copy.deepcopy(learner).train().eval()(batch).logits, found[-1])
+    assert not torch.allclose(found[2], found[1], atol=1e-3)

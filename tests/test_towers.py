@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clsim.backbones.load import load_backbone
-from clsim.backbones.towers import Sites, mask_for, pick
+from clsim.backbones.towers import TunerHooks, mask_for, pick
 
 
 @pytest.fixture(scope="module", params=["vit_nano", "clip_nano"])
@@ -17,7 +17,7 @@ def images():
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-class Listing(Sites):
+class Listing(TunerHooks):
     """Notes what it is offered and changes nothing."""
 
     def __init__(self):
@@ -54,7 +54,7 @@ def test_every_site_is_offered_in_order_and_none_changes_anything_by_itself(towe
     assert sites.offered == [*((0, name) for name in first), *((1, name) for name in last), (2, "norm")]
 
 
-class Tokens(Sites):
+class Tokens(TunerHooks):
     """Puts tokens behind the others at the first block and takes them away at the second."""
 
     def __init__(self, tokens):
@@ -80,14 +80,14 @@ def test_tokens_that_enter_are_attended_to_and_not_pooled(tower, images):
     assert torch.allclose(changed, tower.pool(tower.last_norm(tokens)), atol=1e-5)
 
 
-class Doubled(Sites):
+class Doubled(TunerHooks):
     """Every key and value twice: each is attended to half as much, and nothing changes."""
 
     def keys_values(self, block, keys, values):
         return torch.cat([keys, keys], dim=1), torch.cat([values, values], dim=1)
 
 
-class Silent(Sites):
+class Silent(TunerHooks):
     """Branches say nothing."""
 
     def branch(self, block, name, x, out):
@@ -101,7 +101,7 @@ def test_keys_and_values_may_be_added_and_branches_replaced(tower, images):
     assert torch.equal(tower.encode(tokens, sites=Silent()), tower.last_norm(tokens))
 
 
-class Scaled(Sites):
+class Scaled(TunerHooks):
     """Every projection of zero input features gives its bias: the rows asked for must be the rows given."""
 
     def linear(self, block, name, x, weight, bias, rows=slice(None)):

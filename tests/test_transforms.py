@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from clsim.data.transforms import (
     Augmentation,
-    Pixels,
+    InputSpec,
     augmented,
     axis_weights,
     evaluation,
@@ -71,7 +71,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(height, width, size, 
     mode = reference.InterpolationMode(interpolation)
     expected = reference.resize(images.float() / 255, [shorter], mode, antialias=True)
     expected = reference.center_crop(expected, [size, size])
-    found = evaluation(images, Pixels(size, crop=size / shorter, interpolation=interpolation, **RAW))
+    found = evaluation(images, InputSpec(size, crop=size / shorter, interpolation=interpolation, **RAW))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -86,7 +86,7 @@ def pils_bicubic(image, size):
 @pytest.mark.parametrize(("side", "size"), [(32, 224), (224, 32), (33, 32)])
 def test_bicubic_is_pils(side, size):
     images = random_images(1, side)
-    found = evaluation(images, Pixels(size, crop=1.0, interpolation="bicubic", **RAW))
+    found = evaluation(images, InputSpec(size, crop=1.0, interpolation="bicubic", **RAW))
     expected = pils_bicubic(images[0].permute(1, 2, 0).numpy(), size)
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
 
@@ -100,13 +100,13 @@ def test_photographs_are_resized_as_pil_does(data_dir):
     photograph = photograph[:side, :side].copy()
     images = torch.from_numpy(photograph).permute(2, 0, 1)[None]
     for size in (96, 288):
-        found = evaluation(images, Pixels(size, crop=1.0, interpolation="bicubic", **RAW))[0]
+        found = evaluation(images, InputSpec(size, crop=1.0, interpolation="bicubic", **RAW))[0]
         torch.testing.assert_close(found, pils_bicubic(photograph, size), rtol=0, atol=1e-4)
 
 
 def test_bicubic_differs_from_bilinear_but_for_images_of_the_towers_size():
     images = random_images(2, 32)
-    smooth, sharp = (Pixels(32, crop=1.0, interpolation=name, **RAW) for name in ("bilinear", "bicubic"))
+    smooth, sharp = (InputSpec(32, crop=1.0, interpolation=name, **RAW) for name in ("bilinear", "bicubic"))
     assert torch.equal(evaluation(images, smooth), evaluation(images, sharp))
     half = box(8, 24, 8, 24).expand(2, 4)
     assert not torch.allclose(resample(images, half, smooth), resample(images, half, sharp), atol=0.01)
@@ -114,21 +114,21 @@ def test_bicubic_differs_from_bilinear_but_for_images_of_the_towers_size():
 
 def test_augmentation_is_bicubic_where_the_pixels_are():
     images, how = random_images(4, 32), Augmentation(crop_min=1.0, flip=False)
-    pixels = Pixels(64, crop=1.0, interpolation="bicubic", **RAW)
+    pixels = InputSpec(64, crop=1.0, interpolation="bicubic", **RAW)
     found = augmented(images, pixels, how, torch.Generator().manual_seed(0))
     torch.testing.assert_close(found, evaluation(images, pixels), rtol=0, atol=1e-4)
 
 
 def test_the_text_of_pixels_names_the_interpolation_only_where_it_is_not_bilinear():
     # fingerprints of towers and of features are made from this text
-    plain = "Pixels(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
-    assert repr(Pixels(32, crop=1.0)) == repr(Pixels(32, crop=1.0, interpolation="bilinear")) == f"{plain})"
-    assert repr(Pixels(32, crop=1.0, interpolation="bicubic")) == f"{plain}, interpolation='bicubic')"
+    plain = "InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
+    assert repr(InputSpec(32, crop=1.0)) == repr(InputSpec(32, crop=1.0, interpolation="bilinear")) == f"{plain})"
+    assert repr(InputSpec(32, crop=1.0, interpolation="bicubic")) == f"{plain}, interpolation='bicubic')"
 
 
 def test_normalisation_by_hand():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 4, 4)
-    found = evaluation(images, Pixels(4, mean=(0.5, 0.0, 0.2), std=(0.5, 1.0, 0.4), crop=1.0))
+    found = evaluation(images, InputSpec(4, mean=(0.5, 0.0, 0.2), std=(0.5, 1.0, 0.4), crop=1.0))
     # (x / 255 - mean) / std for x / 255 of 0, 0.2 and 1
     expected = torch.tensor([[-1.0, 0.0, -0.5], [-0.6, 0.2, 0.0], [1.0, 1.0, 2.0]])
     torch.testing.assert_close(found[:, :, 2, 1], expected)
@@ -136,14 +136,14 @@ def test_normalisation_by_hand():
 
 def test_images_of_the_towers_size_are_only_normalised():
     images = random_images(2, 32)
-    pixels = Pixels(32, crop=1.0, **RAW)
+    pixels = InputSpec(32, crop=1.0, **RAW)
     expected = resample(images, box(0, 32, 0, 32).expand(2, 4), pixels)
     torch.testing.assert_close(evaluation(images, pixels), expected, rtol=0, atol=1e-6)
 
 
 def test_a_box_is_torchvisions_crop_and_resize():
     images = random_images(1, 40)
-    found = resample(images, box(8, 40, 0, 32), Pixels(64, **RAW))
+    found = resample(images, box(8, 40, 0, 32), InputSpec(64, **RAW))
     # inside the box only: at its edges we see the pixels beyond, which a crop has cut off
     expected = reference.resize(images[..., 8:40, 0:32].float() / 255, [64, 64], antialias=True)
     torch.testing.assert_close(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=0, atol=1e-5)
@@ -151,7 +151,7 @@ def test_a_box_is_torchvisions_crop_and_resize():
 
 def test_a_mirrored_box_is_a_flip():
     images = random_images(3, 32)
-    pixels = Pixels(48)
+    pixels = InputSpec(48)
     plain = resample(images, box(0, 32, 0, 32).expand(3, 4), pixels)
     mirrored = resample(images, box(0, 32, 32, 0).expand(3, 4), pixels)
     torch.testing.assert_close(mirrored, plain.flip(-1), rtol=0, atol=1e-5)
@@ -192,7 +192,7 @@ def test_half_are_mirrored_and_none_without_flip():
 
 
 def test_augmentation_comes_from_its_generator_alone():
-    images, pixels, how = random_images(6, 32), Pixels(32), Augmentation()
+    images, pixels, how = random_images(6, 32), InputSpec(32), Augmentation()
     first = augmented(images, pixels, how, torch.Generator().manual_seed(3))
     torch.manual_seed(99)
     again = augmented(images, pixels, how, torch.Generator().manual_seed(3))
@@ -202,7 +202,7 @@ def test_augmentation_comes_from_its_generator_alone():
 
 
 def test_an_image_is_augmented_by_its_own_draw():
-    images, pixels, how = random_images(6, 32), Pixels(48), Augmentation()
+    images, pixels, how = random_images(6, 32), InputSpec(48), Augmentation()
     others = random_images(6, 32, seed=1)
     others[2] = images[2]
     found = [augmented(batch, pixels, how, torch.Generator().manual_seed(3)) for batch in (images, others)]
@@ -211,5 +211,5 @@ def test_an_image_is_augmented_by_its_own_draw():
 
 
 def test_stored_side_leaves_room_for_the_central_crop():
-    assert Pixels(224).stored_side == 256
-    assert Pixels(32, crop=1.0).stored_side == 32
+    assert InputSpec(224).stored_side == 256
+    assert InputSpec(32, crop=1.0).stored_side == 32

@@ -1,29 +1,39 @@
 """Tuners: what they change at first, how many parameters they have, what learns, and what folds away."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from clsim import plugins
+from clsim import config, plugins, runner
 from clsim.backbones.load import Backbone, load_backbone
-from clsim.backbones.towers import PLAIN, Sites
+from clsim.backbones.towers import PLAIN, TunerHooks
 from clsim.backbones.vit import VisionTower
 from clsim.data.batches import Batch
-from clsim.data.streams import Info
-from clsim.data.transforms import Pixels
+from clsim.data.streams import ExperienceInfo, StreamInfo
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
+from clsim.learner import build_learner
+from clsim.outputs import logits_of
 from clsim.parts import tuners
-from clsim.parts.heads import MlpHead
-from clsim.parts.side import SideTuned
+from clsim.prediction import Predictor
+from clsim.strategies.lora import LowRank
+from clsim.strategies.mlp import MlpHead
+from clsim.strategies.p_tuning import EncodedTokens
+from clsim.strategies.prefix_tuning import EncodedPairs
+from clsim.strategies.side import SideTuned
 
 WIDTH, DEPTH, CLASSES = 32, 2, 3  # vit_nano, and the towers of clip_nano; both have MLPs four times as wide
-INFO = Info(("arrow", "striped star", "ring"), (), "class", 2)
+INFO = StreamInfo(("arrow", "striped star", "ring"), (), "class", 2)
 ON_BOTH = ["bias", "adapter", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "lora"]
 ON_IMAGES = ["partial", "tinytl", "vpt_shallow", "vpt_deep", "ssf", "side"]
 FROZEN = [name for name in ON_BOTH + ON_IMAGES if name not in ("bias", "partial", "tinytl")]
+
+
+EXPERIENCE = ExperienceInfo(0, "all", (0, 1, 2), 12)
 
 
 def make(name, backbone="vit_nano", **fields):
@@ -121,7 +131,7 @@ def test_on_text_there_is_no_head_and_both_towers_count_twice(name):
 
 
 def gradients(learner, batch):
-    nn.functional.cross_entropy(learner(batch), batch.labels).backward()
+    nn.functional.cross_entropy(logits_of(learner(batch)), batch.labels).backward()
     return {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
@@ -140,7 +150,8 @@ def test_gradients_reach_all_and_only_what_it_trains(name):
 
 @pytest.mark.parametrize("name", ON_BOTH)
 def test_gradients_reach_the_text_tower_s_tuner(name):
-    _, backbone, learner = make(name, "clip_nano", tower="text")
+    strategy, backbone, learner = make(name, "clip_nano", tower="text")
+    strategy.begin(learner, EXPERIENCE)
     optimizer = torch.optim.SGD(learner.parameters(), 0.1)
     batch = batch_for(backbone)
     gradients(learner, batch)
@@ -182,10 +193,40 @@ def test_a_task_s_images_are_seen_by_its_own_network():
         assert torch.equal(side(Batch(images)), second)
 
 
+def test_each_experience_of_the_task_protocol_trains_its_own_network():
+    info = StreamInfo(INFO.class_names, (), "task", 2, tells_task=True)
+    strategy = plugins.load("strategies", "side")(channels=4)
+    learner = strategy.build(load_backbone("vit_nano"), info)
+    for task in (0, 1):
+        strategy.begin(learner, replace(EXPERIENCE, index=task, task_label=task))
+        own = {n for n, _ in learner.images.named_parameters() if n.startswith((f"sides.{task}.", f"weights.{task}"))}
+        assert trainable(learner.images).keys() == own != set()
+
+
+def test_a_loaded_run_of_side_tuning_has_the_logits_of_the_trained_learner(tmp_path):
+    """Without a task, too: the network that learned last classifies."""
+    fields = {"scenario.protocol": "task", "scenario.train_per_class": "4", "scenario.test_per_class": "2"}
+    options = {"strategy": "side", "backbone": "vit_nano", "out": tmp_path, "precision": "fp32"}
+    (only,) = config.plan(options, fields | {"epochs": "1"}, None)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "build_learner", lambda *given: made.append(build_learner(*given)) or made[0])
+        run = runner.Job.prepare(only).execute(fresh=False, quiet=True)
+    (trained, _), loaded = made[0], Predictor(run.directory).learner
+    trained.eval()
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    assert trained.images.current == 4
+    with torch.no_grad():
+        for batch in (Batch(images), Batch(images, task=1), Batch(images, task=4)):
+            assert torch.equal(loaded(batch).logits, trained(batch).logits)
+        of_first, of_last = (loaded(Batch(images, task=task)).logits for task in (0, 4))
+        assert torch.equal(loaded(Batch(images)).logits, of_last) and not torch.allclose(of_first, of_last)
+
+
 # tokens
 
 
-class Lengths(Sites):
+class Lengths(TunerHooks):
     """Notes how many tokens each block is given by another tuner."""
 
     def __init__(self, inner):
@@ -221,7 +262,7 @@ def test_deep_prompts_equal_the_paper_s_arithmetic():
 def test_prompts_are_not_averaged_into_the_feature():
     torch.manual_seed(0)
     vit = VisionTransformer(16, 4, embed_dim=32, depth=2, num_heads=2, num_classes=0, global_pool="avg")
-    averaging = VisionTower(vit, Pixels(16))
+    averaging = VisionTower(vit, InputSpec(16))
     prompts = tuners.Prompts(tuners.Tokens(1, 2, 32, 0.5))
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -244,10 +285,10 @@ def test_visual_prompts_start_within_the_published_bound():
 def test_encoded_tokens_and_pairs_fold_into_plain_ones():
     torch.manual_seed(0)
     for recurrent in (True, False):
-        encoded = tuners.EncodedTokens(5, WIDTH, 8, recurrent)
+        encoded = EncodedTokens(5, WIDTH, 8, recurrent)
         assert torch.allclose(encoded(), encoded.folded()(), atol=1e-5)
     backbone = load_backbone("vit_nano")
-    pairs = tuners.EncodedPairs(DEPTH, 4, WIDTH, 8)
+    pairs = EncodedPairs(DEPTH, 4, WIDTH, 8)
     images = batch_for(backbone).images
     with torch.no_grad():
         learned, folded = (backbone.image(images, tuners.Prefix(source)) for source in (pairs, pairs.folded()))
@@ -258,7 +299,7 @@ def test_low_rank_additions_merge_into_the_weights():
     torch.manual_seed(0)
     tower = load_backbone("vit_nano").image
     targets = ("qkv", "proj", "fc1", "fc2")
-    lora = tuners.LowRank(tower.layers, 2, 4.0, targets)
+    lora = LowRank(tower.layers, 2, 4.0, targets)
     for b in lora.b:
         nn.init.normal_(b)
     images = torch.randn(2, 3, 16, 16)
@@ -287,7 +328,7 @@ def test_p_tuning_s_encoder_equals_peft_s(peft):
         num_transformer_submodules=1, encoder_reparameterization_type="LSTM", encoder_num_layers=2, encoder_dropout=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
-    theirs, ours = peft.PromptEncoder(config), tuners.EncodedTokens(5, WIDTH, 8, recurrent=True)
+    theirs, ours = peft.PromptEncoder(config), EncodedTokens(5, WIDTH, 8, recurrent=True)
     ours.embeddings.data.copy_(theirs.embedding.weight)
     ours.lstm.load_state_dict(theirs.lstm_head.state_dict())
     ours.mlp.load_state_dict(theirs.mlp_head.state_dict())
@@ -300,7 +341,7 @@ def test_prefix_tuning_s_encoder_equals_peft_s(peft):
         num_transformer_submodules=1, prefix_projection=True, encoder_hidden_size=8, num_attention_heads=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    theirs, ours = peft.PrefixEncoder(config), tuners.EncodedPairs(DEPTH, 5, WIDTH, 8)
+    theirs, ours = peft.PrefixEncoder(config), EncodedPairs(DEPTH, 5, WIDTH, 8)
     ours.embeddings.data.copy_(theirs.embedding.weight)
     ours.network.load_state_dict(theirs.transform.state_dict())
     made = theirs(torch.arange(5)[None])[0].view(5, DEPTH, 2, WIDTH).permute(1, 2, 0, 3)
@@ -310,7 +351,7 @@ def test_prefix_tuning_s_encoder_equals_peft_s(peft):
 def test_low_rank_additions_equal_peft_s(peft):
     torch.manual_seed(0)
     tower = load_backbone("vit_nano").image
-    lora = tuners.LowRank(tower.layers, 2, 6.0, ("qkv", "fc1"))
+    lora = LowRank(tower.layers, 2, 6.0, ("qkv", "fc1"))
     for b in lora.b:
         nn.init.normal_(b)
     images = torch.randn(2, 3, 16, 16)

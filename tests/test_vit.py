@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostB
 from clsim.backbones.load import load_backbone, resampled
 from clsim.backbones.towers import attend
 from clsim.backbones.vit import ConvStem, VisionTower, micro_vit, nano_vit, timm_layer
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -56,7 +56,7 @@ def images_for(model, count=2):
 def test_the_tower_is_timms_forward(name):
     model = randomised(name)
     images = images_for(model)
-    tower = VisionTower(model, Pixels(images.shape[-1])).eval()
+    tower = VisionTower(model, InputSpec(images.shape[-1])).eval()
     with torch.no_grad():
         torch.testing.assert_close(tower(images), model(images), rtol=0, atol=1e-5)
         tokens = tower.encode(tower.embed(images))
@@ -69,7 +69,7 @@ def test_the_tower_is_timms_forward(name):
 @pytest.mark.parametrize("read", [slice(0, 1), slice(1, 4), slice(2, None), slice(None)])
 def test_reading_some_tokens_is_slicing_all(name, read):
     model = randomised(name)
-    tower = VisionTower(model, Pixels(16)).eval()
+    tower = VisionTower(model, InputSpec(16)).eval()
     with torch.no_grad():
         tokens = tower.embed(images_for(model))
         torch.testing.assert_close(tower.encode(tokens, read), tower.encode(tokens)[:, read], rtol=0, atol=1e-5)
@@ -88,7 +88,7 @@ def test_gradients_are_timms(name):
         return [given.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
     expected = gradients(model)
-    found = gradients(VisionTower(model, Pixels(images.shape[-1])).eval())
+    found = gradients(VisionTower(model, InputSpec(images.shape[-1])).eval())
     assert len(found) == len(expected) > 10
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max() + 1))
@@ -96,7 +96,7 @@ def test_gradients_are_timms(name):
 
 def test_extra_tokens_are_attended_to():
     # prompts are put before the others: the first token's features must change, and only by them
-    tower = VisionTower(randomised("nano"), Pixels(16)).eval()
+    tower = VisionTower(randomised("nano"), InputSpec(16)).eval()
     with torch.no_grad():
         tokens = tower.embed(images_for(tower.vit))
         prompts = torch.randn(2, 5, tower.width, generator=torch.Generator().manual_seed(3))
@@ -122,7 +122,7 @@ def test_attention_by_hand():
 
 
 def test_images_do_not_see_each_other_in_training():
-    tower = VisionTower(micro_vit(), Pixels(32)).train()
+    tower = VisionTower(micro_vit(), InputSpec(32)).train()
     images = images_for(tower.vit, 4)
     with torch.no_grad():
         torch.testing.assert_close(tower(images)[:1], tower(images[:1]), rtol=0, atol=1e-5)
@@ -140,11 +140,11 @@ def test_images_do_not_see_each_other_in_training():
 )
 def test_other_kinds_are_refused_by_name(model, named):
     with pytest.raises(RequestError, match=named):
-        VisionTower(model(), Pixels(16))
+        VisionTower(model(), InputSpec(16))
 
 
 def test_a_classifier_is_left_out():
-    tower = VisionTower(small(num_classes=7), Pixels(16))
+    tower = VisionTower(small(num_classes=7), InputSpec(16))
     assert tower(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
     assert not any(name.startswith("vit.head") for name in tower.state_dict())
 
@@ -158,7 +158,7 @@ def test_the_stem_makes_a_token_of_every_four_pixels():
 def test_the_fingerprint_covers_weights_types_and_pixels():
     def tower(pixels=None):
         torch.manual_seed(0)
-        return VisionTower(nano_vit(), pixels or Pixels(16))
+        return VisionTower(nano_vit(), pixels or InputSpec(16))
 
     changed, half = tower(), tower().bfloat16()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_fingerprint_covers_weights_types_and_pixels():
         tower().fingerprint(),
         changed.fingerprint(),
         half.fingerprint(),
-        tower(Pixels(16, crop=1.0)).fingerprint(),
+        tower(InputSpec(16, crop=1.0)).fingerprint(),
     ]
     assert len(set(prints)) == 4
     assert tower().fingerprint() == prints[0]
@@ -289,7 +289,7 @@ def test_bundled_backbones_have_one_size(name):
 
 def test_the_class_token_has_a_position_unless_the_model_gives_it_none():
     model = small()
-    assert torch.equal(VisionTower(model, Pixels(16)).first_position, model.pos_embed[:, :1])
+    assert torch.equal(VisionTower(model, InputSpec(16)).first_position, model.pos_embed[:, :1])
     for without in (small(no_embed_class=True, reg_tokens=1), small(class_token=False, global_pool="avg")):
-        position = VisionTower(without, Pixels(16)).first_position
+        position = VisionTower(without, InputSpec(16)).first_position
         assert position.shape == (1, 1, 24) and not position.any()

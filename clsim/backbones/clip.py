@@ -7,11 +7,11 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from clsim.backbones.towers import PLAIN, Layer, Names, Read, Sites, Tower, linear_names
-from clsim.data.transforms import Pixels
+from clsim.backbones.towers import PLAIN, Block, BlockPaths, Read, Tower, TunerHooks, linear_names
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 
-OPEN_CLIP = Names(
+OPEN_CLIP = BlockPaths(
     norm1="ln_1",
     norm2="ln_2",
     scale1="ls_1",
@@ -22,18 +22,18 @@ OPEN_CLIP = Names(
 )
 
 
-def clip_layer(block: nn.Module) -> Layer:
-    """An open_clip ResidualAttentionBlock as a Layer. Raises RequestError for other kinds of blocks."""
+def clip_layer(block: nn.Module) -> Block:
+    """An open_clip ResidualAttentionBlock as a Block of a tower. Raises RequestError for other kinds of blocks."""
     if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
         raise RequestError(f"towers are made of open_clip's plain ResidualAttentionBlock, not {type(block).__name__}")
     attention: Any = block.attn
-    return Layer(block, attention.num_heads, OPEN_CLIP)
+    return Block(block, attention.num_heads, OPEN_CLIP)
 
 
 class ClipVisionTower(Tower):
     """An open_clip VisionTransformer as a tower; features are projected into the space shared with the texts."""
 
-    def __init__(self, visual: Any, pixels: Pixels) -> None:
+    def __init__(self, visual: Any, pixels: InputSpec) -> None:
         """Raises RequestError for blocks and pooling that are not known here."""
         super().__init__()
         if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
@@ -76,7 +76,7 @@ class ClipVisionTower(Tower):
             pooled = self.visual.ln_post(pooled)
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
-    def forward(self, images: Tensor, sites: Sites = PLAIN) -> Tensor:
+    def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,E) features; tokens that `sites` adds are not pooled."""
         tokens = self.embed(images)
         read = slice(0, 1) if self.visual.pool_type == "tok" else slice(0, tokens.shape[1])
@@ -86,7 +86,7 @@ class ClipVisionTower(Tower):
 class OpaqueTower(Tower):
     """An image model that is no transformer (CLIP's ResNets): it gives features, and has no sites to tune."""
 
-    def __init__(self, visual: Any, pixels: Pixels, out_dim: int) -> None:
+    def __init__(self, visual: Any, pixels: InputSpec, out_dim: int) -> None:
         super().__init__()
         self.layers = []
         self.visual = visual
@@ -103,7 +103,7 @@ class OpaqueTower(Tower):
         return repr(self.pixels)
 
     def encode(
-        self, tokens: Tensor, read: Read = slice(None), sites: Sites = PLAIN, mask: Tensor | None = None
+        self, tokens: Tensor, read: Read = slice(None), sites: TunerHooks = PLAIN, mask: Tensor | None = None
     ) -> Tensor:
         """Raises RequestError: there are no blocks."""
         raise RequestError(
@@ -174,7 +174,7 @@ class TextTower(Tower):
         embeddings: Tensor = self.token_embedding(inputs)
         return embeddings
 
-    def features(self, embeddings: Tensor, ends: Tensor, sites: Sites = PLAIN, start: int = 0) -> Tensor:
+    def features(self, embeddings: Tensor, ends: Tensor, sites: TunerHooks = PLAIN, start: int = 0) -> Tensor:
         """(K,N,D) embeddings of tokens from position `start` on -> (K,E) features, read at (K,) `ends` of the N."""
         length = embeddings.shape[1]
         x = (embeddings + self.positions[start : start + length]).to(self.dtype)
@@ -186,7 +186,7 @@ class TextTower(Tower):
         projected: Tensor = self.projection(pooled) if linear else pooled @ self.projection
         return projected
 
-    def forward(self, texts: Sequence[str], sites: Sites = PLAIN) -> Tensor:
+    def forward(self, texts: Sequence[str], sites: TunerHooks = PLAIN) -> Tensor:
         """K texts -> (K,E) features, not normalised."""
         ids, ends = self.tokens(texts)
         return self.features(self.embed(ids), ends, sites)

@@ -1,4 +1,4 @@
-"""FeatureBank: what a frozen tower says of each clean image, computed once and kept."""
+"""FeatureBank: the cached features of a frozen tower, computed once for each image."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ BLOCK = 32  # rows computed together; a feature's last bits depend on the shape 
 
 
 class View(NamedTuple):
-    """An augmented image for each clean one; which crops it has depends on nothing but these."""
+    """One augmented image for each clean one; its crops are determined by these two fields."""
 
     number: int
     how: Augmentation
@@ -34,7 +34,7 @@ class FeatureBank:
 
     Rows are computed when first asked for, in fixed blocks of neighbouring rows, so that whoever fills a block,
     whenever and in whatever order, writes the same bits: a bank that is half filled, interrupted, or filled by two
-    processes at once equals one filled at a stroke. A block counts as filled once its flag is set, after its data.
+    processes at once equals one filled in one go. A block counts as filled once its flag is set, after its data.
     """
 
     def __init__(
@@ -91,22 +91,22 @@ class FeatureBank:
     def _create(self) -> None:
         """Files of the full size, put in place at once. The space is claimed now: a full disk is an error here."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
         try:
             blocks = -(-len(self.table) // BLOCK)
             for name, size in (
                 ("features", len(self.table) * self.tower.out_dim * self.bytes_each),
                 ("filled", blocks),
             ):
-                with (beside / name).open("wb") as stream:
+                with (temporary / name).open("wb") as stream:
                     for start in range(0, size, 1 << 20):
                         stream.write(bytes(min(1 << 20, size - start)))
             about = {"table": self.table.fingerprint, "rows": len(self.table), "width": self.tower.out_dim}
-            (beside / "bank.json").write_text(json.dumps(about))
+            (temporary / "bank.json").write_text(json.dumps(about))
             try:
-                beside.rename(self.folder)
+                temporary.rename(self.folder)
             except OSError:
                 if not self.folder.exists():  # not another process that was there first
                     raise
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from clsim.backbones.registry import BUNDLED
 from clsim.backbones.stored import WEIGHTS, load_into, no_weights, read_weights, require_multiple
 from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit, nano_vit
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError, unknown
 
 if TYPE_CHECKING:  # open_clip takes a second to import, and most runs do without
@@ -71,9 +71,9 @@ def _vision_tower(name: str, weights: Path | None, image_size: int | None) -> Vi
     if name == "vit_nano":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            tower = VisionTower(nano_vit(), Pixels(size=16, crop=1.0))
+            tower = VisionTower(nano_vit(), InputSpec(size=16, crop=1.0))
     elif name == "vit_micro":
-        tower = VisionTower(micro_vit(), Pixels(size=32, crop=1.0))
+        tower = VisionTower(micro_vit(), InputSpec(size=32, crop=1.0))
         load_into(tower.vit, read_weights(WEIGHTS / "vit_micro.safetensors"), name)
     else:
         tower = _timm_tower(name, weights is None, image_size)
@@ -123,7 +123,7 @@ def _timm_tower(name: str, pretrained: bool, image_size: int | None) -> VisionTo
     model = _checked(name, model)
     about: Any = model.pretrained_cfg
     size: int = cast(Any, model.patch_embed).img_size[0]
-    return VisionTower(model, Pixels(size, tuple(about["mean"]), tuple(about["std"])))
+    return VisionTower(model, InputSpec(size, tuple(about["mean"]), tuple(about["std"])))
 
 
 def _checked(name: str, model: torch.nn.Module) -> "VisionTransformer":

@@ -26,7 +26,7 @@ from clsim.backbones.clip import ClipVisionTower, OpaqueTower, TextTower
 from clsim.backbones.stored import WEIGHTS, load_into, no_weights, read_weights, require_multiple
 from clsim.backbones.towers import Tower
 from clsim.data import captions, glyphs
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError, unknown
 
 CONTEXT = 64  # tokens: DAPL puts 32 learned ones before a name
@@ -72,7 +72,7 @@ def small_clip(shape: Shape) -> CLIP:
 
 def small_towers(clip: CLIP, size: int) -> tuple[ClipVisionTower, TextTower]:
     """The towers of a small CLIP for images of size x size."""
-    return ClipVisionTower(clip.visual, Pixels(size, crop=1.0)), TextTower(clip, small_tokenizer())
+    return ClipVisionTower(clip.visual, InputSpec(size, crop=1.0)), TextTower(clip, small_tokenizer())
 
 
 def load_clip(name: str, weights: Path | None, image_size: int | None = None) -> tuple[Tower, TextTower]:
@@ -120,7 +120,7 @@ def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple
         load_into(clip, stored, str(weights))
     size = clip.visual.image_size
     side = size if isinstance(size, int) else size[0]
-    pixels = Pixels(side, tuple(about["mean"]), tuple(about["std"]), crop=1.0)
+    pixels = InputSpec(side, tuple(about["mean"]), tuple(about["std"]), crop=1.0)
     if isinstance(clip.visual, VisionTransformer):
         return ClipVisionTower(clip.visual, pixels), TextTower(clip, tokenizer)
     out_dim = getattr(clip.visual, "output_dim", None)

@@ -1,4 +1,4 @@
-"""Towers: pretrained transformers seen alike, with four sites at which a tuner can change them.
+"""Towers: pretrained transformers with one interface, and four sites at which a tuner can change them.
 
 A tower runs the library's own weights, block by block, in its own few lines of arithmetic, because that is where tuners
 take hold: the tokens entering a block, its keys and values, the output of its branches, and its weights. Two things
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clsim.data.transforms import Pixels
+from clsim.data.transforms import InputSpec
 
 Read = slice | Tensor  # which tokens: the same of every row, or (B,) one position for each
 ALL = slice(None)
 
 
-class Sites:
+class TunerHooks:
     """What a tuner may change of a tower. This one changes nothing; tuners override what they need.
 
-    `block` counts from 0. Whatever is added to the tokens goes behind them, where pooling does not look: attention
-    without a mask does not know the order of its tokens.
+    `block` counts from 0. Added tokens are appended after the image's own, where pooling does not read them: attention
+    without a mask does not depend on the order of its tokens.
     """
 
-    def for_pass(self) -> "Sites":
+    def for_pass(self) -> "TunerHooks":
         """The hooks of one forward pass: here is computed, once, what every block takes its part of."""
         return self
 
@@ -52,15 +52,17 @@ class Sites:
 
     def norm(self, block: int, name: str, x: Tensor, module: nn.Module) -> Tensor:
         """The normalisation "norm1" or "norm2" of a block; "norm", the last one, is that of block `depth`."""
-        return module(x)  # type: ignore[no-any-return]
+        normed: Tensor = module(x)
+        return normed
 
 
-PLAIN = Sites()
+PLAIN = TunerHooks()
+Sites = TunerHooks  # its first name
 
 
 @dataclass(frozen=True)
-class Names:
-    """Where a library's block has its parts: paths below the block, projections as weight and bias."""
+class BlockPaths:
+    """Where a library's block has its parts: paths inside the block, projections as weight and bias."""
 
     norm1: str
     norm2: str
@@ -76,12 +78,12 @@ def linear_names(**paths: str) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Block:
     """A library's pre-norm block under common names. It holds no weights of its own."""
 
     block: nn.Module
     heads: int
-    names: Names
+    names: BlockPaths
 
     def part(self, name: str) -> Any:
         """The module in the block that `names` calls so."""
@@ -89,12 +91,14 @@ class Layer:
 
     def weights(self, name: str) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in) and bias (out,) of "qkv", "proj", "fc1" or "fc2"."""
-        return attrgetter(*self.names.linears[name])(self.block)  # type: ignore[no-any-return]
+        found: tuple[Tensor, Tensor | None] = attrgetter(*self.names.linears[name])(self.block)
+        return found
 
     def inner_norm(self, out: Tensor) -> Tensor:
         """(B,R,inner) what attention gathered, normalised where the block does so before "proj"."""
-        norm = getattr(self.block.attn, "norm", None)
-        return out if norm is None else norm(out)  # type: ignore[no-any-return, operator]
+        norm: nn.Module | None = getattr(self.block.attn, "norm", None)
+        normed: Tensor = out if norm is None else norm(out)
+        return normed
 
     def qk_norms(self) -> tuple[nn.Module | None, nn.Module | None]:
         """Normalisations of queries and keys, of each head for itself; None where there are none."""
@@ -108,14 +112,14 @@ class Tower(nn.Module):
     A tower stays in evaluation mode.
     """
 
-    pixels: Pixels  # what an image tower wants its images to be
-    layers: Sequence[Layer]
+    pixels: InputSpec  # how images are prepared for an image tower
+    layers: Sequence[Block]
     width: int  # features of a token
     out_dim: int  # features of an image or a text
 
     @property
     def last_norm(self) -> nn.Module:
-        """The normalisation behind the last block."""
+        """The normalisation after the last block."""
         raise NotImplementedError
 
     @property
@@ -139,7 +143,7 @@ class Tower(nn.Module):
         return next(self.layers[0].block.parameters()).dtype
 
     def train(self, mode: bool = True) -> "Tower":
-        """Stay in evaluation mode: batch statistics and drop-out would let the images of a batch see each other."""
+        """Stay in evaluation mode: with batch statistics or drop-out, features would not depend on the image alone."""
         return super().train(False)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ class Tower(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def encode(self, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None) -> Tensor:
         """(B,N,D) tokens through every block and the last norm -> those in `read`, (B,R,D).
 
         `mask` (N,N) is added to the attention weights before their softmax.
@@ -176,7 +180,7 @@ class Tower(nn.Module):
 
 
 def run_layer(
-    i: int, layer: Layer, tokens: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+    i: int, layer: Block, tokens: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None
 ) -> Tensor:
     """Block `i` on (B,N,D) tokens -> the tokens in `read`, (B,R,D)."""
     x = pick(tokens, read)
@@ -186,16 +190,18 @@ def run_layer(
     return x + sites.branch(i, "mlp", x, layer.part("scale2")(out))
 
 
-def feed_forward(i: int, layer: Layer, x: Tensor, sites: Sites) -> Tensor:
-    """The block's two-layer network on (B,R,D) tokens; one of another kind is run as it is, out of the sites' reach."""
+def feed_forward(i: int, layer: Block, x: Tensor, sites: TunerHooks) -> Tensor:
+    """The block's two-layer network on (B,R,D) tokens; one of another kind is run as it is, without the sites."""
     if "fc1" not in layer.names.linears:
-        return layer.block.mlp(x)  # type: ignore[no-any-return, operator]
+        mlp: Any = layer.block.mlp
+        out: Tensor = mlp(x)
+        return out
     hidden = layer.part("act")(sites.linear(i, "fc1", x, *layer.weights("fc1")))
     return sites.linear(i, "fc2", hidden, *layer.weights("fc2"))
 
 
 def attend(
-    i: int, layer: Layer, x: Tensor, read: Read = ALL, sites: Sites = PLAIN, mask: Tensor | None = None
+    i: int, layer: Block, x: Tensor, read: Read = ALL, sites: TunerHooks = PLAIN, mask: Tensor | None = None
 ) -> Tensor:
     """Self-attention over (B,N,D) tokens, with queries from the tokens in `read` -> (B,R,D)."""
     weight, bias = layer.weights("qkv")
@@ -209,7 +215,8 @@ def attend(
     keys, values = sites.keys_values(i, keys, values)
 
     def split(part: Tensor) -> Tensor:
-        return part.unflatten(-1, (layer.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+        heads: Tensor = part.unflatten(-1, (layer.heads, -1))
+        return heads.transpose(1, 2)
 
     q_norm, k_norm = layer.qk_norms()
     q, k = (part if norm is None else norm(part) for part, norm in ((split(queries), q_norm), (split(keys), k_norm)))

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clsim.backbones.towers import PLAIN, Layer, Names, Sites, Tower, linear_names
-from clsim.data.transforms import Pixels
+from clsim.backbones.towers import PLAIN, Block, BlockPaths, Tower, TunerHooks, linear_names
+from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 
 
@@ -34,7 +35,7 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def feat_ratio(self) -> int:
-        """Pixels of the image to a side of one token."""
+        """InputSpec of the image to a side of one token."""
         return 4
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def nano_vit() -> VisionTransformer:
     return VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 
 
-TIMM = Names("norm1", "norm2", "ls1", "ls2", "mlp.act", linear_names(qkv="attn.qkv", proj="attn.proj"))
+TIMM = BlockPaths("norm1", "norm2", "ls1", "ls2", "mlp.act", linear_names(qkv="attn.qkv", proj="attn.proj"))
 TIMM_MLP = linear_names(fc1="mlp.fc1", fc2="mlp.fc2")
 
 
@@ -69,7 +70,7 @@ class VisionTower(Tower):
 
     vit: VisionTransformer
 
-    def __init__(self, vit: VisionTransformer, pixels: Pixels) -> None:
+    def __init__(self, vit: VisionTransformer, pixels: InputSpec) -> None:
         """Raises RequestError for block kinds whose parts are not known to stand where a plain Block has them."""
         super().__init__()
         if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
@@ -112,7 +113,7 @@ class VisionTower(Tower):
         pooled: Tensor = self.vit.fc_norm(self.vit.pool(tokens))
         return pooled
 
-    def forward(self, images: Tensor, sites: Sites = PLAIN) -> Tensor:
+    def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,D) pooled features; tokens that `sites` adds are not pooled."""
         tokens = self.embed(images)
         if self.vit.global_pool == "token":
@@ -121,14 +122,14 @@ class VisionTower(Tower):
         return self.pool(self.encode(tokens, slice(0, tokens.shape[1]), sites))
 
 
-def timm_layer(block: nn.Module) -> Layer:
-    """A timm Block as a Layer. Raises RequestError for other kinds of blocks."""
+def timm_layer(block: nn.Module) -> Block:
+    """A timm Block as a Block of a tower. Raises RequestError for other kinds of blocks."""
     attention = getattr(block, "attn", None)
-    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+    if type(block) is not TimmBlock or type(attention) is not Attention or attention.gate is not None:
         raise RequestError(
             f"towers are made of timm's plain Block with Attention, not {type(block).__name__} "
             f"with {type(attention).__name__}"
         )
     plain = type(block.mlp) is Mlp and type(block.mlp.norm) is nn.Identity
     names = replace(TIMM, linears=TIMM.linears | TIMM_MLP) if plain else TIMM
-    return Layer(block, attention.num_heads, names)
+    return Block(block, attention.num_heads, names)

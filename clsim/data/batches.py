@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 
 
 class Bank(Protocol):
@@ -62,7 +62,7 @@ class Batch:
         """The same batch where the task is told."""
         return replace(self, task=task)
 
-    def each(self) -> "Iterator[Batch]":
+    def singles(self) -> "Iterator[Batch]":
         """Batches of one image each."""
         for i in range(len(self)):
             one = slice(i, i + 1)
@@ -78,7 +78,7 @@ class Loader:
     def __init__(
         self,
         table: ImageTable,
-        pixels: Pixels,
+        pixels: InputSpec,
         reads: set[str],
         device: torch.device,
         bank: Bank | None = None,

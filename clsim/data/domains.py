@@ -63,7 +63,7 @@ class DomainScenario(ClassScenario):
         return [{"pairs": "one", "source": a, "target": b} for a, b in itertools.permutations(self.domains, 2)]
 
 
-def cut(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
+def train_test_split(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
     """Training and test images of a set without splits of its own: a fixed fifth, by a hash of the files' paths."""
     testing = held_out(source.names)
     return data.table(source.take(~testing), on_bad_image), data.table(source.take(testing), on_bad_image)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clsim.data.protocols import Protocol, protocol
+from clsim.data import protocols
+from clsim.data.protocols import Protocol
 from clsim.data.readers import Hub, Source, parquet_files, read_folder, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
@@ -102,7 +103,7 @@ class Benchmark:
     @property
     def rules(self) -> Protocol:
         """The protocol as an object. Raises RequestError for a name that is none."""
-        return protocol(self.protocol)
+        return protocols.protocol(self.protocol)
 
     @property
     def info(self) -> StreamInfo:
@@ -270,7 +271,7 @@ def class_incremental(
     train: ImageTable,
     test: ImageTable,
     classes_per_experience: int,
-    protocol: str = "class",
+    protocol: str | Protocol = "class",
     flip: bool = True,
     groups: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),
@@ -280,6 +281,7 @@ def class_incremental(
     Raises RequestError as `class_groups` does, and for a class without images.
     """
     require_same_names(train, test)
+    rules = protocols.protocol(protocol)
     if groups is None:
         groups = class_groups(scenario, len(train.class_names), classes_per_experience)
     elif isinstance(scenario, ClassScenario):
@@ -295,7 +297,7 @@ def class_incremental(
                 raise RequestError(f"no images of class {table.class_names[min(missing)]!r}")
             name = names[index] if names else f"classes {_spans(classes)}"
             experiences.append(
-                Experience(index, table, rows, classes, name, task_label=index if protocol == "task" else None)
+                Experience(index, table, rows, classes, name, task_label=index if rules.tells_task else None)
             )
         return tuple(experiences)
 

@@ -16,8 +16,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What a tower wants its pixels to be. Mean and standard deviation are of values in [0, 1]."""
+class InputSpec:
+    """The images that a tower expects. Mean and standard deviation are of values in [0, 1]."""
 
     size: int  # side of the square input, in pixels
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -26,7 +26,8 @@ class Pixels:
     interpolation: Interpolation = "bilinear"  # bicubic is not clipped: at edges values may leave the image's range
 
     def __repr__(self) -> str:
-        # fingerprints of towers hold this text, and must not change where a field that came later has its default
+        # Fingerprints of towers hold this text, with the class's first name. It must not change where a field that came
+        # later has its default: what is in people's caches stays valid.
         shown = [f.name for f in fields(self) if f.name != "interpolation" or self.interpolation != f.default]
         return f"Pixels({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
@@ -34,6 +35,9 @@ class Pixels:
     def stored_side(self) -> int:
         """Side at which larger images are kept, so that the central crop needs no second resize."""
         return round(self.size / self.crop)
+
+
+Pixels = InputSpec  # its first name
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def keys_cubic(distance: Tensor) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def resample(images: Tensor, boxes: Tensor, pixels: Pixels) -> Tensor:
+def resample(images: Tensor, boxes: Tensor, pixels: InputSpec) -> Tensor:
     """(B,3,H,W) uint8 images, (B,4) boxes -> (B,3,S,S) float32, normalised.
 
     A box is (top, bottom, left, right) in pixels; left > right mirrors the image.
@@ -83,14 +87,14 @@ def resample(images: Tensor, boxes: Tensor, pixels: Pixels) -> Tensor:
     return normalise(out, pixels)
 
 
-def normalise(images: Tensor, pixels: Pixels) -> Tensor:
+def normalise(images: Tensor, pixels: InputSpec) -> Tensor:
     """(B,3,H,W) float values in [0, 255] -> the same, shifted and scaled in place to the tower's range."""
     mean = torch.tensor(pixels.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(pixels.std, device=images.device).view(3, 1, 1)
     return images.mul_(1 / (255 * std)).sub_(mean / std)
 
 
-def evaluation(images: Tensor, pixels: Pixels) -> Tensor:
+def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
     """(B,3,H,W) uint8 -> (B,3,S,S): the central crop, resized; the same for every image."""
     height, width = images.shape[-2:]
     side = pixels.crop * min(height, width)
@@ -122,7 +126,7 @@ def random_boxes(count: int, height: int, width: int, how: Augmentation, generat
     return torch.stack([top, top + crop_height, left, right], dim=1)
 
 
-def augmented(images: Tensor, pixels: Pixels, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, pixels: InputSpec, how: Augmentation, generator: torch.Generator) -> Tensor:
     """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, perhaps mirrored."""
     height, width = images.shape[-2:]
     boxes = random_boxes(len(images), height, width, how, generator)

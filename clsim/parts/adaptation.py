@@ -14,10 +14,10 @@ from clsim.data.batches import Batch
 from clsim.data.streams import StreamInfo
 from clsim.outputs import Outputs
 from clsim.parts.heads import LinearHead
-from clsim.parts.tuned import BankFeatures, TunedImage
+from clsim.parts.learners import BankFeatures, TunedImage
 
 
-def reads(tune: str) -> set[str]:
+def inputs_for(tune: str) -> set[str]:
     """What a learner looks at that tunes "head" or "all"."""
     return {"images"} if tune == "all" else {"features"}
 

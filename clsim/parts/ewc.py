@@ -57,7 +57,7 @@ class Ewc(Part):
         weights, classes = trained(s.learner), stream_classes(s)
         sums = {name: torch.zeros_like(p) for name, p in weights.items()}
         for batch in s.clean_batches():
-            for image in batch.each():
+            for image in batch.singles():
                 loss = cross_entropy(s.forward(image), image.known_labels, s.class_mask(classes))
                 gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 for total, gradient in zip(sums.values(), gradients, strict=True):

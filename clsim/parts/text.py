@@ -66,35 +66,43 @@ def start_training(learner: nn.Module) -> None:
             module.started = True
 
 
-class Kept:
+class Kept(nn.Module):
     """The tensor that a module computes from its weights alone, computed again only when these have changed.
 
-    For class features in evaluation. What is kept can never be wrong: it serves only while the very same tensors are
-    in the same state (PyTorch counts the writes to each), in the same precision and without gradients.
+    For class features in evaluation. What is kept serves only while the very same tensors are in the same state
+    (PyTorch counts the writes to each), in the same precision and without gradients. It is dropped whenever the learner
+    changes its mode, as before every evaluation: the writes of a fused optimizer, and those to `.data`, are not
+    counted.
     """
 
     def __init__(self) -> None:
-        self.weights: list[tuple[Tensor, int]] = []
-        self.autocast = False
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self.state: list[object] = []
         self.value: Tensor | None = None
 
-    def __call__(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
+    def train(self, mode: bool = True) -> "Kept":
+        """Drop what is kept."""
+        self.tensors, self.state, self.value = [], [], None
+        return super().train(mode)
+
+    def forward(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
         """What `make()` returns, which depends on the module's weights alone."""
         if torch.is_grad_enabled() or module.training:
             return make()
-        now = [(t, t._version) for t in (*module.parameters(), *module.buffers())]
-        device = now[0][0].device.type if now else "cpu"
-        autocast = torch.is_autocast_enabled(device)
-        if self.value is None or autocast != self.autocast or not _same(now, self.weights):
-            self.weights, self.autocast, self.value = now, autocast, make()
+        tensors = [*module.parameters(), *module.buffers()]
+        state = _state(module, tensors)
+        same = len(tensors) == len(self.tensors) and all(a is b for a, b in zip(tensors, self.tensors, strict=True))
+        if self.value is None or not same or state != self.state:
+            self.tensors, self.state, self.value = tensors, state, make()
         return self.value
 
 
-def _same(now: list[tuple[Tensor, int]], before: list[tuple[Tensor, int]]) -> bool:
-    """Whether these are the same tensors with as many writes to each."""
-    if len(now) != len(before):
-        return False
-    return all(a is b and writes == earlier for (a, writes), (b, earlier) in zip(now, before, strict=True))
+def _state(module: nn.Module, tensors: Sequence[Tensor]) -> list[object]:
+    """What changes when one of a module's tensors does, or the precision, or when training starts."""
+    precisions = {t.device.type: torch.is_autocast_enabled(t.device.type) for t in tensors}
+    started = [part.started for part in module.modules() if isinstance(part, TrainingStarted)]
+    return [precisions, started, [(t._version, t.dtype, t.device) for t in tensors]]
 
 
 def cosine_logits(features: Tensor, classes: Tensor, scale: float) -> Tensor:

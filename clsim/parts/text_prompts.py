@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from clsim.backbones.clip import TextTower
-from clsim.backbones.towers import ALL, Sites
+from clsim.backbones.towers import ALL, TunerHooks
 from clsim.errors import RequestError
 from clsim.parts.text import readable
 
 Position = Literal["end", "middle", "front"]
 
 
-class Recorder(Sites):
+class KeyValueCache(TunerHooks):
     """Keeps each block's keys and values."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Recorder(Sites):
         return keys, values
 
 
-class Past(Sites):
+class CachedKeysValues(TunerHooks):
     """Puts kept keys and values before a sequence's own; (G,P,D) ones serve G*K sequences, K after K."""
 
     def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -108,12 +108,12 @@ class PromptedText(nn.Module):
         """(G,M,D) contexts that the classes share -> (G,K,E) features, for each context on its own."""
         groups, classes, length = len(context), *self.entries.shape
         prefix, rest = slice(0, self.shared), slice(self.shared, length)
-        past = Recorder()
+        past = KeyValueCache()
         tokens = self._tokens(context, prefix, self.entries[:1], self.words[:1])[:, 0]
         self.text.features(tokens, torch.zeros(groups, dtype=torch.int64, device=tokens.device), past)
         tokens = self._tokens(context, rest, self.entries, self.words).flatten(0, 1)
         ends = (self.ends - self.shared).repeat(groups)
-        features = self.text.features(tokens, ends, Past(past.kept), start=self.shared)
+        features = self.text.features(tokens, ends, CachedKeysValues(past.kept), start=self.shared)
         return features.unflatten(0, (groups, classes))  # type: ignore[no-any-return]
 
     def each(self, context: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clsim.backbones.towers import Sites, Tower
+from clsim.backbones.towers import Tower, TunerHooks
 from clsim.errors import RequestError
 
 
@@ -33,7 +33,7 @@ class Tokens(nn.Module):
         return self.tokens
 
 
-class Prompts(nn.Module, Sites):
+class Prompts(nn.Module, TunerHooks):
     """Tokens behind the image's own; in every block anew where there is a set for each.
 
     Visual prompt tuning, Jia et al. 2022, arXiv:2203.12119, eq. 4 (shallow) and 5 to 7 (deep: what a block made of its
@@ -78,7 +78,7 @@ class Pairs(nn.Module):
         return self.pairs
 
 
-class Prefix(nn.Module, Sites):
+class Prefix(nn.Module, TunerHooks):
     """P extra keys and values in every block.
 
     Every token attends to them, and they are no tokens themselves. Zeros would not be without effect: a zero key
@@ -94,7 +94,7 @@ class Prefix(nn.Module, Sites):
         return PrefixPass(self.source().unbind())
 
 
-class PrefixPass(Sites):
+class PrefixPass(TunerHooks):
     """A Prefix in one forward pass: its network has run once, and every block takes its part."""
 
     def __init__(self, made: tuple[Tensor, ...]) -> None:
@@ -110,9 +110,6 @@ def key_width(tower: Tower) -> int:
     """Features of a block's keys, over all heads."""
     require_blocks(tower)
     return len(tower.layers[0].weights("qkv")[0]) // 3
-
-
-# branches
 
 
 # weights

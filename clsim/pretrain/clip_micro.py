@@ -1,10 +1,9 @@
-"""clip_micro: a small CLIP that learned glyphs beside their captions."""
+"""clip_micro: a small CLIP that learned glyphs together with their captions."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clsim import checkpoint, rng
-from clsim.backbones.load import load_backbone
-from clsim.backbones.load_clip import MICRO, small_clip, small_towers
+from clsim.backbones.load import Backbone, load_backbone
+from clsim.backbones.load_clip import MICRO, small_clip, small_tokenizer, small_towers
 from clsim.data import captions, glyphs
 from clsim.data.streams import DataAccess
 from clsim.data.transforms import evaluation
@@ -37,7 +36,7 @@ class Recipe:
     weight_decay: float = 0.05
     # of the images, in the order of the names: few are far from photographs, as on the web
     domain_shares: tuple[float, ...] = (0.03, 0.03, 0.03, 0.004, 0.902, 0.004)
-    filler_share: float = 0.25  # of the captions that begin behind fillers
+    filler_share: float = 0.25  # of the captions that begin with fillers
     token_drop: float = 0.5  # share of patch tokens left out in training (Li et al. 2023, arXiv:2212.00794) ...
     whole_share: float = 0.25  # ... but for this last share of the steps
     seed: int = 0
@@ -73,10 +72,10 @@ def pairs(recipe: Recipe, step: int) -> Pairs:
 
 
 def matches(batch: Pairs) -> Tensor:
-    """(B,B) true where image i fits caption j: the class is the same, and the domain, where the caption tells one."""
+    """(B,B) true where image i fits caption j: the class is the same, and the domain, where the caption names one."""
     classes, domains = torch.from_numpy(batch.classes), torch.from_numpy(batch.domains)
-    told = torch.tensor([c.domain for c in batch.captions])
-    return (classes[:, None] == classes) & ((told == -1) | (domains[:, None] == told))
+    named = torch.tensor([c.domain for c in batch.captions])
+    return (classes[:, None] == classes) & ((named == -1) | (domains[:, None] == named))
 
 
 def contrast(logits: Tensor, fits: Tensor) -> Tensor:
@@ -119,21 +118,22 @@ class Pretraining:
         return contrast(scale * normalize(images.float(), dim=1) @ normalize(texts.float(), dim=1).T, matches(batch))
 
     def _texts(self, texts: list[str], step: int) -> Tensor:
-        """(B,E) features of captions, the last of them behind a random number of fillers."""
+        """(B,E) features of captions, the last of them after a random number of fillers."""
         draw = np.random.default_rng(rng.derive(self.recipe.seed, "fillers", step))
         plain = len(texts) - round(len(texts) * self.recipe.filler_share)
-        # apart from the others, which are cut where they end: short ones need not wait for long ones
-        parts = [texts[:plain], [self._behind_fillers(text, draw) for text in texts[plain:]]]
+        # in a batch of their own: sequences are cut at the end of their longest text, and these are long
+        parts = [texts[:plain], [self._after_fillers(text, draw) for text in texts[plain:]]]
         return torch.cat([self.text(part) for part in parts if part])
 
-    def _behind_fillers(self, text: str, draw: np.random.Generator) -> str:
-        room = self.text.context_length - 2 - len(self.text.tokenizer.encode(text))  # type: ignore[attr-defined]
+    def _after_fillers(self, text: str, draw: np.random.Generator) -> str:
+        room = self.text.context_length - 2 - len(small_tokenizer().encode(text))
         return captions.behind_fillers(text, int(draw.integers(1, room + 1)), draw)
 
 
 @torch.no_grad()
-def quality(backbone: Any) -> dict[str, dict[str, dict[str, float]]]:
+def quality(backbone: Backbone) -> dict[str, dict[str, dict[str, float]]]:
     """Zero-shot accuracy in every domain: one template and the ensemble, among seen and among held-out classes."""
+    assert backbone.text is not None
     names = glyphs.class_names()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for group, chosen in (("seen", seen_classes()), ("held out", sorted(glyphs.HELD_OUT))):
@@ -145,7 +145,7 @@ def quality(backbone: Any) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def _accuracy(backbone: Any, texts: Tensor, chosen: list[int], domain: int) -> float:
+def _accuracy(backbone: Backbone, texts: Tensor, chosen: list[int], domain: int) -> float:
     classes = np.repeat(chosen, TEST_IMAGES)
     indices = np.tile(np.arange(TEST_IMAGES), len(chosen))
     images = glyphs.render(classes, np.full_like(classes, domain), indices, TEST_SEED)
@@ -158,7 +158,7 @@ def _accuracy(backbone: Any, texts: Tensor, chosen: list[int], domain: int) -> f
 
 
 def pretrain(recipe: Recipe, access: DataAccess, folder: Path) -> Path:
-    """Train, then write the weights into `folder` and, beside them, the recipe and the measured quality.
+    """Train, then write the weights into `folder`, with the recipe and the measured quality in a JSON file.
 
     No data is read: the images are drawn as they are needed.
     """

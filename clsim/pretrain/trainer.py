@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,25 @@ from clsim.backbones.towers import Tower
 from clsim.errors import RequestError
 
 
-def make_optimizers(modules: nn.Module, recipe: Any) -> list[torch.optim.Optimizer]:
+class Recipe(Protocol):
+    """What a recipe, a frozen dataclass, has for its optimisation."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate of the blocks' matrices; half of it is that of the other weights."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Of every weight but biases and norms."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the peak."""
+
+
+def make_optimizers(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for embeddings, biases, norms and heads.
 
     `recipe` has the peak `lr` (half of it for AdamW) and `weight_decay`.
@@ -47,7 +65,7 @@ class Trainer:
     Raises RequestError if `out` holds a checkpoint of another recipe.
     """
 
-    recipe: Any  # a dataclass; has lr, weight_decay and warmup_steps
+    recipe: Recipe
     modules: nn.Module
     steps: int
     out: Path
@@ -65,7 +83,7 @@ class Trainer:
     def run(self, loss_of: Callable[[int], Tensor], after: Callable[[int], None], stop: int | None = None) -> None:
         """Take the steps that are left, up to `stop` or the end, with a checkpoint every 100 steps and at the last.
 
-        `loss_of(step)` gives the loss to minimise, `after(steps taken)` is called behind each step.
+        `loss_of(step)` gives the loss to minimise, `after(steps taken)` is called after each step.
         """
         began, losses = time.perf_counter(), []
         last = self.steps if stop is None else stop

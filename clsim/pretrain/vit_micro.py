@@ -17,7 +17,7 @@ from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit
 from clsim.data.streams import DataAccess
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 from clsim.parts.heads import PrototypeHead
 from clsim.pretrain.trainer import Trainer, features_with_drop, save_half
 
@@ -47,7 +47,7 @@ class Pretraining:
         """Goes on from the checkpoint in `out`, if there is one. Raises RequestError if it has another recipe."""
         self.recipe, self.train, self.valid, self.say = recipe, train, valid, say
         torch.manual_seed(rng.derive(recipe.seed, "initialisation"))
-        self.tower = VisionTower(micro_vit(), Pixels(size=32, crop=1.0))
+        self.tower = VisionTower(micro_vit(), InputSpec(size=32, crop=1.0))
         self.tower.vit.train()
         self.head = nn.Linear(self.tower.out_dim, len(train.class_names))
         self.per_epoch = len(train) // recipe.batch_size
@@ -85,7 +85,7 @@ class Pretraining:
 
 @torch.no_grad()
 def accuracy(tower: VisionTower, head: nn.Module, table: ImageTable) -> float:
-    """Share of the table's images that tower and head classify rightly."""
+    """Share of the table's images that tower and head classify correctly."""
     tower.vit.eval()
     correct = 0
     for start in range(0, len(table), 500):
@@ -99,7 +99,7 @@ def accuracy(tower: VisionTower, head: nn.Module, table: ImageTable) -> float:
 
 
 def quality(tower: Tower, train: ImageTable, test: ImageTable, cache_dir: Path) -> dict[str, float]:
-    """Linear probe and nearest class mean on features of a frozen tower: shares of `test` classified rightly."""
+    """Linear probe and nearest class mean on features of a frozen tower: shares of `test` classified correctly."""
     device = torch.device("cpu")
     found = []
     for table in (train, test):
@@ -131,7 +131,7 @@ def _linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float
 
 
 def pretrain(recipe: Recipe, access: DataAccess, folder: Path) -> Path:
-    """Train, then write the weights into `folder` and, beside them, the recipe and the measured quality."""
+    """Train, then write the weights into `folder`, with the recipe and the measured quality in a JSON file."""
 
     def table(folder: str, split: str, image: str, label: str) -> ImageTable:
         return access.table(access.parquet(folder, split, image, label), "stop")

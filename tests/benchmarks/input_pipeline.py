@@ -1,10 +1,11 @@
-"""Images/s that the input pipeline makes, beside those that a small transformer takes.
+"""Images/s that the input pipeline makes, and images/s that a small transformer takes.
 
     python tests/benchmarks/input_pipeline.py [--rounds 7] [--threads N]
 
 The pipeline is clsim's own: decoded 32x32 uint8 images of a table to augmented (or merely resized), normalised 224x224
-batches. The consumer is ViT-Tiny/16 at 224 with random weights, in bfloat16: a training step of the whole tower, and
-inference. Both use all threads, in turn; a ratio is the median over rounds of the ratio within a round.
+batches. The consumer is ViT-Tiny/16 at 224 with random weights, in bfloat16 where the processor has it: a training
+step of the whole tower, and inference. Both use all threads, in turn; a ratio is the median over rounds of the ratio
+within a round.
 """
 
 import argparse
@@ -15,10 +16,12 @@ from statistics import median
 import numpy as np
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from clsim.backbones.vit import VisionTower
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
+from clsim.hardware import settled
 
 ROUND_SECONDS = 1.0  # each measurement repeats its work for about as long
 CLASSES = 10
@@ -38,25 +41,32 @@ def pipeline(batch: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (5000, 3, 32, 32), dtype=np.uint8)
     table = ImageTable.from_arrays(images, np.arange(5000) % CLASSES, tuple(map(str, range(CLASSES))))
-    pixels, how, generator = Pixels(224), Augmentation(), torch.Generator().manual_seed(0)
+    pixels, how, generator = InputSpec(224), Augmentation(), torch.Generator().manual_seed(0)
 
     def take() -> torch.Tensor:
-        return torch.from_numpy(np.take(table.images, draw.integers(0, len(table), batch), axis=0))
+        return torch.from_numpy(table.pixels(draw.integers(0, len(table), batch)))
 
     return lambda: augmented(take(), pixels, how, generator), lambda: evaluation(take(), pixels)
 
 
+def tiny_tower() -> VisionTower:
+    """ViT-Tiny/16 with random weights."""
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    assert isinstance(vit, VisionTransformer)
+    return VisionTower(vit, InputSpec(224))
+
+
 def consumer(images: torch.Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
     """Functions that train ViT-Tiny/16 for one step on a batch that is there already, and that run it."""
-    tower = VisionTower(timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0), Pixels(224))
+    tower = tiny_tower()
     head = torch.nn.Linear(tower.out_dim, CLASSES)
     optimizer = torch.optim.SGD([*tower.parameters(), *head.parameters()], 1e-4)
     labels = torch.arange(len(images)) % CLASSES
-    frozen = VisionTower(timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0), Pixels(224))
-    frozen.requires_grad_(False).to(torch.bfloat16)
+    bf16 = settled("cpu", "auto")[1] == "bf16"
+    frozen = tiny_tower().requires_grad_(False).to(torch.bfloat16 if bf16 else torch.float32)
 
     def train() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = head(tower(images)).float()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits, labels).backward()

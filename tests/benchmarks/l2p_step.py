@@ -1,4 +1,4 @@
-"""L2P's training step and evaluation in images/s, beside a plain implementation of the published method.
+"""L2P's training step and evaluation in images/s, next to a plain implementation of the published method.
 
     python tests/benchmarks/l2p_step.py [--rounds 4] [--presets clsim,port,official,pool_of_1] [--threads N]
 
@@ -11,30 +11,32 @@ nothing but matrix products took time, at the rates that this machine reaches fo
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 import timm
 import torch
+from _loops import begun
 from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clsim import plugins
-from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone
 from clsim.backbones.vit import VisionTower
-from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, Pixels, augmented, evaluation
-from clsim.events import State
-from clsim.learner import build_learner
-from clsim.loop import EVAL_BATCH, Loop, predict_rows
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
+from clsim.evaluation import predict_rows
+from clsim.events import Step
+from clsim.tools import EVAL_BATCH
 
 MODEL = "vit_base_patch16_224"
 CLASSES = 100
@@ -66,38 +68,37 @@ def random_table(count: int) -> ImageTable:
     return ImageTable.from_arrays(images, np.arange(count) % len(ALLOWED), tuple(map(str, range(CLASSES))))
 
 
-def clsim_side(preset: str, table: ImageTable, batch: int, bf16: bool, cache: Path) -> Side:
-    """clsim's own loop, standing inside its first experience."""
+def random_vit() -> VisionTransformer:
+    """ViT-B/16 with random weights and without a classifier."""
+    vit = timm.create_model(MODEL, pretrained=False, num_classes=0)
+    assert isinstance(vit, VisionTransformer)
+    return vit
+
+
+def clsim_side(preset: str, table: ImageTable, batch: int, precision: str) -> Side:
+    """clsim's own loop, inside its first experience."""
     strategy_class = plugins.load("strategies", "l2p")
     strategy = strategy_class(**{**strategy_class.presets[preset], "batch_size": batch})
-    vit = timm.create_model(MODEL, pretrained=False, num_classes=0)
-    backbone = Backbone(MODEL, VisionTower(vit, Pixels(224)).requires_grad_(False).eval())
+    backbone = Backbone(MODEL, VisionTower(random_vit(), InputSpec(224)).requires_grad_(False).eval())
     experience = Experience(0, table, np.arange(len(table)), ALLOWED, "random")
-    benchmark = Benchmark((experience,), (experience,), "class")
-    device = torch.device("cpu")
-    learner, tower = build_learner(strategy, backbone, benchmark.info, 0, device, bf16)
-    assert tower is not None
-    loader = Loader(table, backbone.image.pixels, strategy.reads(), device, FeatureBank(tower, table, device, cache))
-    loader.bank.fill(experience.rows)
-    state = State(learner, benchmark.info, 0, experience=experience, seen=ALLOWED)
-    state.optimizer = strategy.configure_optimizer(learner)
-    loop = Loop(strategy, benchmark, loader, loader, state, (), bf16, save=lambda loop: None)
+    loop = begun(strategy, backbone, Benchmark((experience,), (experience,), "class"), precision)
+    s, loader = loop.state, loop.train_loader
+    s.features(experience.rows)  # fills the bank
     eval_rows = experience.rows[:EVAL_BATCH]
 
     def step() -> None:
-        learner.train()
-        state.rows = rows_of_step(len(table), batch, state.step)
-        loop._step()
+        s.learner.train()
+        loop._step(Step(s, rows_of_step(len(table), batch, s.step)), experience)
 
     def evaluate() -> None:
-        learner.eval()
-        predict_rows(learner, loader, eval_rows, ALLOWED, loop._autocast)
+        s.learner.eval()
+        predict_rows(s.learner, loader, eval_rows, ALLOWED, loop.tools.autocast)
 
     prompts = strategy.top_k * strategy.prompt_length
     forward, backward = prompted_flop(prompts, read=prompts)
     query = 0.0 if strategy.query == "clean" else prompted_flop(0, read=1)[0]
     flops = (query + forward + backward, forward)
-    return Side(f"clsim, preset {preset}", step, evaluate, batch, len(eval_rows), *flops, bf16)
+    return Side(f"clsim, preset {preset}", step, evaluate, batch, len(eval_rows), *flops, loop.bf16)
 
 
 def rows_of_step(size: int, batch: int, step: int) -> NDArray[np.int64]:
@@ -110,7 +111,7 @@ class PlainL2P(nn.Module):
 
     def __init__(self, pool_size: int = 10, length: int = 5, top_k: int = 5) -> None:
         super().__init__()
-        self.vit = timm.create_model(MODEL, pretrained=False, num_classes=0).requires_grad_(False)
+        self.vit: Any = random_vit().requires_grad_(False)  # Any: its blocks are called by names that are not typed
         self.keys = nn.Parameter(torch.empty(pool_size, WIDTH).uniform_(-1, 1))
         self.prompts = nn.Parameter(torch.empty(pool_size, length, WIDTH).uniform_(-1, 1))
         self.head = nn.Linear(WIDTH, CLASSES)
@@ -130,7 +131,7 @@ class PlainL2P(nn.Module):
 
 def yardstick_side(table: ImageTable, batch: int) -> Side:
     """The plain implementation with Adam, gradients clipped at norm 1, in float32."""
-    model, pixels, how = PlainL2P(), Pixels(224), Augmentation(crop_min=0.05)
+    model, pixels, how = PlainL2P(), InputSpec(224), Augmentation(crop_min=0.05)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, 0.03 * batch / 256)
     generator = torch.Generator().manual_seed(0)
@@ -179,7 +180,7 @@ def product_rate(dtype: torch.dtype, batch: int) -> float:
     for wide, narrow in ((3, 1), (1, 1), (4, 1), (1, 4)):
         x, weight = torch.randn(rows, narrow * WIDTH).to(dtype), torch.randn(wide * WIDTH, narrow * WIDTH).to(dtype)
         nn.functional.linear(x, weight)
-        seconds += min(seconds_of(lambda x=x, weight=weight: nn.functional.linear(x, weight)) for _ in range(3))
+        seconds += min(seconds_of(partial(nn.functional.linear, x, weight)) for _ in range(3))
         operations += 2 * rows * wide * narrow * WIDTH**2
     return operations / seconds
 
@@ -236,17 +237,18 @@ def main() -> None:
     parser.add_argument(
         "--presets", default=",".join(PRESETS), help="presets of l2p, with commas (default %(default)s)"
     )
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="clsim's (default bf16)")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="clsim's (default auto)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    table, bf16 = random_table(64), options.precision == "bf16"
+    table = random_table(64)
     print(f"torch {torch.__version__}, {options.threads} threads, {torch.backends.cpu.get_cpu_capability()}")
     with tempfile.TemporaryDirectory() as cache:
+        os.environ["CLSIM_CACHE_DIR"] = cache  # of the banks: the weights are random, and no other run has them
         sides = [yardstick_side(table, options.batch_size)]
         for preset in options.presets.split(","):
-            sides.append(clsim_side(preset, table, options.batch_size, bf16, Path(cache)))
+            sides.append(clsim_side(preset, table, options.batch_size, options.precision))
         report(sides, measure(sides, options.rounds))
 
 

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-import clsim
+from clsim import config
 from clsim.data import table
-from clsim.runner import peak_memory
+from clsim.hardware import peak_memory
+from clsim.runner import load, run_one
 
 GROUP = 1000
 
@@ -50,7 +51,7 @@ def write(file: Path, count: int, seed: int) -> int:
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
@@ -58,17 +59,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, began = Path(folder), time.perf_counter()
         size = write(root / "cifar100" / "train-0.parquet", given.images, 0)
-        write(root / "cifar100" / "test-0.parquet", given.images // 50, 1)
+        write(root / "cifar100" / "test-0.parquet", max(20, given.images // 50), 1)
         took = time.perf_counter() - began
         print(f"{given.images} images, {size / 2**20:.0f} MiB encoded, written in {took:.0f} s; ", end="")
         print(f"peak so far {peak_memory() / 2**20:.0f} MiB", flush=True)
         os.environ["CLSIM_CACHE_DIR"] = str(root / "cache")
         common = {"scenario": "split_cifar100", "backbone": "vit_nano", "data_dir": root, "out": root / "runs"}
-        common |= {"threads": given.threads}
-        for strategy, fields in (("ncm", {}), ("l2p", {"epochs": 1, "scenario.train_per_class": 100})):
+        common |= {"threads": given.threads, "epochs": 1}
+        few = min(100, given.images // 20)
+        for strategy, fields in (("ncm", {}), ("l2p", {"scenario.train_per_class": few})):
             began = time.perf_counter()
-            run = clsim.run(strategy=strategy, **common, **fields)
-            took, peak = time.perf_counter() - began, run.summary["cost"]["peak_memory_bytes"]
+            (wanted,) = config.plan({**common, "strategy": strategy}, fields)
+            cost = load(run_one(wanted)).summary["cost"]
+            took, peak = time.perf_counter() - began, cost["peak_memory_bytes"]
             print(f"{strategy}: {took:.0f} s in all, peak memory {peak / 2**20:.0f} MiB", flush=True)
         decoded = 3 * 64 * 64 * given.images / 2**20
         print(f"decoded the images would take {decoded:.0f} MiB")

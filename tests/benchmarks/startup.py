@@ -2,8 +2,8 @@
 
     python tests/benchmarks/startup.py [--rounds 5]
 
-Each command runs in a process of its own, as a user would start it; the median of the rounds is printed, beside what
-an interpreter takes to start and do nothing.
+Each command runs in a process of its own, as a user would start it. Printed are the median of the rounds, and the
+seconds that an interpreter takes to start and do nothing.
 """
 
 import argparse

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clsim
-from clsim import plugins
+from clsim import config, plugins
+from clsim.config import RunConfig
 from clsim.errors import RequestError, RunFailed
 from clsim.listing import size_text
 from clsim.metrics import mean_and_interval
-from clsim.results import Run
+from clsim.results import Run, load
+from clsim.runner import run_one
 
 TUNERS = (
     *("linear", "partial", "mlp", "finetune", "bias", "tinytl", "adapter", "side", "vpt_shallow", "vpt_deep"),
@@ -58,13 +59,20 @@ class Bench:
     options: Mapping[str, Any]
     seeds: Sequence[int]
 
-    def run(self, method: Method, seed: int, **fields: Any) -> Run:
-        """One run, read back if it is finished. Raises RequestError or RunFailed."""
-        every = {**self.options, **method.fields, **fields, "strategy": method.strategy, "seed": seed}
-        began = f"{every['scenario']} {method.label} seed {seed}"
-        print(began, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True)
-        run: Run = clsim.run(**every)
-        return run
+    def plan(self, method: Method, seeds: Sequence[int], fields: Mapping[str, Any]) -> list[RunConfig]:
+        """A run for each seed. Raises RequestError."""
+        every = {**self.options, **method.fields, **fields, "strategy": method.strategy, "seed": list(seeds)}
+        known = {name: every.pop(name) for name in config.OPTIONS if name in every}
+        return config.plan(known, every)
+
+    def runs(self, method: Method, seeds: Sequence[int], **fields: Any) -> list[Run]:
+        """The runs with these fields, read back where they are finished. Raises RequestError or RunFailed."""
+        found = []
+        for wanted in self.plan(method, seeds, fields):
+            began = f"{wanted.scenario} {method.label} seed {wanted.seed}"
+            print(began, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True)
+            found.append(load(run_one(wanted)))
+        return found
 
     def row(self, method: Method, known: Iterable[str], figures: Sequence[str], tune: bool) -> Row:
         """The method's row, or one that says why there is none."""
@@ -73,7 +81,7 @@ class Bench:
             return name | {"note": "skipped: there is no such strategy yet"}
         try:
             chosen = self.best_rate(method) if tune else {}
-            runs = [self.run(method, seed, **chosen) for seed in self.seeds]
+            runs = self.runs(method, self.seeds, **chosen)
         except (RequestError, RunFailed) as error:
             return name | {"note": f"no result: {error}"}
         cells = {heading: f"{value:.1e}" for heading, value in chosen.items()}
@@ -81,12 +89,12 @@ class Bench:
 
     def best_rate(self, method: Method) -> dict[str, float]:
         """The learning rate that does best on held-out training images with seed 0; the lower one of equals."""
-        default = plugins.load("strategies", method.strategy)().lr
+        default = self.plan(method, [0], {})[0].strategy_fields["lr"]
         tried: dict[float, float] = {}
         for rate in (float(f"{factor * default:.2g}") for factor in RATES):
             try:
-                run = self.run(method, 0, lr=rate, **{"scenario.split": "tune"})
-            except RunFailed as error:  # a rate at which the loss is no number is no choice
+                (run,) = self.runs(method, [0], lr=rate, **{"scenario.split": "tune"})
+            except RunFailed as error:  # a rate at which the loss is not finite cannot be chosen
                 print(f"  lr={rate:.1e}: {error}", file=sys.stderr)
                 continue
             tried[rate] = run.metrics["average_accuracy"] or 0.0

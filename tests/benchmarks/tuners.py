@@ -2,21 +2,29 @@
 
 The tuners take turns, a few steps each, so that a noisy machine is noisy to all of them; printed are medians of images
 a second and of the ratios to VPT-shallow in the same round. All have ten tokens where they have tokens. `linear`, `mlp`
-and `ncm`, which only counts its features into means, read features, as a run's bank hands them out.
+and `ncm`, which only counts its features into means, read features, as a run's bank gives them. All compute in
+bfloat16 where the processor has it.
 """
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import nn
+from _loops import begun, update
+from numpy.typing import NDArray
 
 from clsim import plugins
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
-from clsim.data.streams import Info
-from clsim.events import State
+from clsim.data.streams import Benchmark, Experience
+from clsim.data.table import ImageTable
+from clsim.tools import Tools
 
 NAMES = (
     "vpt_shallow", "vpt_deep", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "adapter", "lora", "ssf",
@@ -25,55 +33,61 @@ NAMES = (
 CLASSES = 100
 
 
-class Step:
+@dataclass
+class OneBatch(Tools):
+    """Tools that return the same batch again and again: it is not read from the table each time."""
+
+    def __post_init__(self) -> None:
+        rows = np.arange(len(self.loader.table))
+        (self.batch,) = self.loader.clean(rows, len(rows))
+
+    def clean(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+        """The batch, whatever is asked for."""
+        yield self.batch
+
+
+class Method:
     """One strategy's training step on a batch that stays."""
 
     def __init__(self, name: str, model: str, size: int) -> None:
         torch.manual_seed(0)
         backbone = load_backbone(model)
-        self.strategy = strategy = plugins.load("strategies", name)()
-        info = Info(tuple(map(str, range(CLASSES))), (), "class", 1)
-        self.learner = strategy.build(backbone, info)
-        if not any(p.requires_grad for p in backbone.image.parameters()):
-            backbone.image.to(torch.bfloat16)
         side = backbone.image.pixels.size
-        features = torch.randn(size, backbone.image.out_dim) if "features" in strategy.reads() else None
-        images = torch.randn(size, 3, side, side) if "images" in strategy.reads() else None
-        self.batch = Batch(images, features, torch.arange(size) % CLASSES)
-        self.state = State(self.learner, info, seed=0, clean_batches=lambda: iter([self.batch]))
-        if strategy.has_gradients:
-            self.optimizer = strategy.configure_optimizer(self.learner)
-        self.learner.train()
+        images = np.random.default_rng(0).integers(0, 256, (size, 3, side, side), dtype=np.uint8)
+        table = ImageTable.from_arrays(images, np.arange(size) % CLASSES, tuple(map(str, range(CLASSES))))
+        everything = Experience(0, table, np.arange(size), tuple(range(CLASSES)), "random")
+        strategy = plugins.load("strategies", name)()
+        self.loop = begun(strategy, backbone, Benchmark((everything,), (everything,), "class"))
+        self.tools = OneBatch(self.loop.state.learner, self.loop.train_loader, self.loop.tools.how, self.loop.bf16)
+        self.loop.state.tools = self.tools
 
-    def __call__(self) -> None:
-        """Forward, backward, update; or what stands for them in a method without gradients."""
-        if not self.strategy.has_gradients:
-            self.strategy.fit(self.state)
-            return
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.learner(self.batch).float()
-        self.optimizer.zero_grad()
-        nn.functional.cross_entropy(logits, self.batch.labels).backward()
-        self.optimizer.step()
+    def step(self) -> None:
+        """Forward, backward, update; or what a method without gradients does instead."""
+        if self.loop.strategy.has_gradients:
+            update(self.loop, self.tools.batch)
+        else:
+            self.loop.strategy.fit(self.loop.state)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_micro")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3)
     given = parser.parse_args()
-    steps = {name: Step(name, given.model, given.batch_size) for name in NAMES}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["CLSIM_CACHE_DIR"] = cache  # of the banks: the images are random
+        methods = {name: Method(name, given.model, given.batch_size) for name in NAMES}
     rates: dict[str, list[float]] = {name: [] for name in NAMES}
-    for step in steps.values():
-        step()
+    for method in methods.values():
+        method.step()
     for _ in range(given.rounds):
-        for name, step in steps.items():
+        for name, method in methods.items():
             began = time.perf_counter()
             for _ in range(given.steps):
-                step()
+                method.step()
             rates[name].append(given.steps * given.batch_size / (time.perf_counter() - began))
     print(f"{given.model}, batches of {given.batch_size}, {torch.get_num_threads()} threads")
     print(f"{'':14} images/s  time against vpt_shallow   times as fast")

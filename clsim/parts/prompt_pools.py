@@ -1,0 +1,120 @@
+"""Prompt pools: learned tokens that are selected for each image."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clsim.backbones.towers import Tower, TunerHooks
+from clsim.data.batches import Batch
+from clsim.errors import RequestError
+from clsim.outputs import Outputs
+from clsim.parts.tuners import require_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOutputs(Outputs):
+    """The outputs of a learner that selects prompts by their keys."""
+
+    chosen: Tensor  # (B,N) or (B,) ids of the prompts selected
+    match: Tensor  # of the same shape: cosines between their keys and the query
+
+
+def votes(chosen: Tensor, size: int) -> Tensor:
+    """(B,N) ids -> (size,) how often each id was chosen. Unlike bincount it never makes the host wait for a GPU."""
+    return (chosen.flatten()[:, None] == torch.arange(size, device=chosen.device)).sum(dim=0)
+
+
+def majority(chosen: Tensor, size: int) -> Tensor:
+    """(B,N) ids -> the N ids that the batch chose most often, the same for every image; ties go to the lower id."""
+    winners = votes(chosen, size).argsort(descending=True, stable=True)[: chosen.shape[1]]
+    return winners.expand(len(chosen), -1)
+
+
+class Prefixes(TunerHooks):
+    """Keys and values in front of those of some blocks; queries and the tokens that are pooled stay as they are."""
+
+    def __init__(self, prompts: dict[int, Tensor]) -> None:
+        """`prompts`: block -> (B,L,D), or (1,L,D) for all images; the first half are keys, the second half values."""
+        self.prompts = prompts
+
+    def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if block not in self.prompts:
+            return keys, values
+        added = self.prompts[block].to(keys.dtype).expand(len(keys), -1, -1).chunk(2, dim=1)
+        return torch.cat([added[0], keys], dim=1), torch.cat([added[1], values], dim=1)
+
+
+class AppendedTokens(TunerHooks):
+    """Tokens appended to those that enter the first block."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        """`tokens`: (B,L,D)."""
+        self.tokens = tokens
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        return torch.cat([tokens, self.tokens.to(tokens.dtype)], dim=1) if block == 0 else tokens
+
+
+class Progress(nn.Module):
+    """Which experience is being learned and which have begun.
+
+    `Strategy.begin` sets it. It is not saved: resuming and loading repeat `begin`.
+    """
+
+    mask: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.current = 0  # the experience that is being learned, or was last
+        self.begun: tuple[int, ...] = ()  # ascending
+        self.register_buffer("mask", torch.zeros(count, dtype=torch.bool), persistent=False)  # true for those begun
+
+    def begin(self, index: int) -> None:
+        """Go on to the experience `index`."""
+        self.current = index
+        self.begun = tuple(sorted({*self.begun, index}))
+        self.mask[index] = True
+
+    def known_task(self, batch: Batch) -> Tensor | None:
+        """(B,) task of each image if known: in training, or if the protocol reveals it."""
+        task = self.current if self.training else batch.task
+        return None if task is None else torch.full((len(batch),), task, device=self.mask.device)
+
+    def detected(self, batch: Batch, chosen: Tensor) -> Tensor | None:
+        """(B,) `chosen`, where it is a detection: the task was not known, and something has been learned."""
+        return chosen if self.begun and not self.training and batch.task is None else None
+
+
+class PerExperience(nn.Module):
+    """One parameter per experience."""
+
+    def __init__(self, initial: Tensor) -> None:
+        """`initial`: (T,...), one for each of T experiences."""
+        super().__init__()
+        self.each = nn.ParameterList(initial.unbind())
+
+    def forward(self, current: int) -> Tensor:
+        """(T,...) all of them, of which only that of `current` gets a gradient.
+
+        The others get none at all: with momentum or decay, a gradient of zero would move them, too.
+        """
+        return torch.stack([own if i == current else own.detach() for i, own in enumerate(self.each)])
+
+
+def cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """(B,D) and (M,D) -> (B,M), in float32 whatever the tower computes in."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return nn.functional.normalize(queries, dim=1) @ nn.functional.normalize(keys, dim=1).T
+
+
+def blocks_of(tower: Tower, asked: int | None, twelfths: int) -> int:
+    """Blocks asked for; where no number is given, so many twelfths of the tower: the papers' towers have twelve."""
+    return -(-tower.depth * twelfths // 12) if asked is None else asked
+
+
+def check_depth(tower: Tower, needed: int, what: str) -> None:
+    """Raises RequestError if the tower has fewer blocks than `what` needs, or is no transformer."""
+    require_blocks(tower)
+    if needed > tower.depth:
+        raise RequestError(f"{what} take {needed} blocks; the tower has {tower.depth}")

@@ -1,0 +1,41 @@
+"""The benchmarks: each starts, and the quick ones run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = sorted((ROOT / "tests" / "benchmarks").glob("[!_]*.py"))
+
+
+def call(*words: object) -> str:
+    """What a Python process prints. Fails the test if it fails."""
+    command = [sys.executable, *map(str, words)]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_every_benchmark_explains_itself(path):
+    assert "usage:" in call(path, "--help")
+
+
+@pytest.mark.slow
+def test_the_quick_benchmarks_run():
+    assert "images/s" in call(ROOT / "tests/benchmarks/glyphs.py", "--rounds", 1, "--images", 12)
+    lines = call(ROOT / "tests/benchmarks/startup.py", "--rounds", 1).splitlines()
+    assert len(lines) == 5 and all("without torch" in line for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_a_learners_step_is_measured_in_a_runs_own_loop():
+    words = ("--rounds", 1, "--steps", 1, "--batch-size", 2, "--model", "vit_nano")
+    text = call(ROOT / "tests/benchmarks/tuners.py", *words)
+    assert {"vpt_deep", "ncm"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
