@@ -1,7 +1,7 @@
 """DomainNet: 345 classes in six domains (Peng et al. 2019, arXiv:1812.01754)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from clsim.data.domains import DomainScenario, domain_benchmark
 from clsim.data.readers import Hub
@@ -18,7 +18,6 @@ class DomainNet(DomainScenario):
     """
 
     domains: ClassVar[tuple[str, ...]] = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = "real"
     target: str = "sketch"
     classes_per_experience: int = 69  # new classes in each experience (class); divides 345 (less base_classes)
