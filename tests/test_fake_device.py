@@ -68,7 +68,7 @@ class Pretended:
         learner, tower = job.learner()
         experience = job.benchmark.train_stream[0]
         self.loader = job.loader(experience.table, tower, job.strategy.feature_views())
-        begin(job.strategy, learner, experience.info, seed=0)
+        begin(job.strategy, learner, experience.info, seed=0, device=torch.device("cpu"))
         self.state = State(learner, job.benchmark.info, 0, seen=experience.classes, mask=job.strategy.mask)
         self.state.current, self.state.exp_steps = experience, 4
         self.strategy, self.device = job.strategy, device

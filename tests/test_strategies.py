@@ -112,7 +112,7 @@ def test_steps_train_all_that_asks_for_gradients_and_nothing_else(whole, name, t
     learner, _ = job.learner()
     trained = set()
     for experience in job.strategy.experiences(job.benchmark.train_stream):
-        begin(job.strategy, learner, experience.info, seed=0)
+        begin(job.strategy, learner, experience.info, seed=0, device=torch.device("cpu"))
         trained |= {key for key, p in learner.named_parameters() if p.requires_grad}
     before = {key: tensor.clone() for key, tensor in learner.state_dict().items()}
     load_learner(learner, weights(whole))
