@@ -17,11 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from clsim import checkpoint, config, plugins, runner
 from clsim.config import RunConfig
+from clsim.data.batches import Loader
 from clsim.data.table import ImageTable
+from clsim.evaluation import Predicted, predict_rows
 from clsim.events import Part, State
 from clsim.loop import Loop
 from clsim.recorders import tensorboard
@@ -106,11 +110,28 @@ def plan() -> Callable[..., RunConfig]:
 
 
 @pytest.fixture(scope="session")
-def finished(plan) -> Callable[..., Run]:
+def evaluated() -> dict[Path, dict[tuple[str, int], int]]:
+    """By the directory of a run that `finished` made: the class that its last evaluation gave a (table, row)."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def finished(plan, evaluated) -> Callable[..., Run]:
     """Finishes a small run and reads it back; takes what `plan` takes."""
 
     def run(*args: Any, **given: Any) -> Run:
-        (made,) = runner.run_all([plan(*args, **given)], quiet=True)
+        last = {}
+
+        def noted(learner: nn.Module, loader: Loader, rows: NDArray[np.int64], *others: Any) -> Predicted:
+            predicted = predict_rows(learner, loader, rows, *others)
+            table = loader.table.fingerprint
+            last.update({(table, row): c for row, c in zip(rows.tolist(), predicted.classes.tolist(), strict=True)})
+            return predicted
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("clsim.loop.predict_rows", noted)
+            (made,) = runner.run_all([plan(*args, **given)], quiet=True)
+        evaluated.setdefault(made.directory, {}).update(last)
         return made
 
     return run

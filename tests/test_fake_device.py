@@ -21,6 +21,7 @@ from clsim.data.transforms import Augmentation
 from clsim.events import State, Step
 from clsim.learner import begin
 from clsim.loop import Loop
+from clsim.strategies.linear import Linear
 from clsim.tools import Tools
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -68,7 +69,7 @@ class Pretended:
         learner, tower = job.learner()
         experience = job.benchmark.train_stream[0]
         self.loader = job.loader(experience.table, tower, job.strategy.feature_views())
-        begin(job.strategy, learner, experience.info, seed=0)
+        begin(job.strategy, learner, experience.info, seed=0, device=torch.device("cpu"))
         self.state = State(learner, job.benchmark.info, 0, seen=experience.classes, mask=job.strategy.mask)
         self.state.current, self.state.exp_steps = experience, 4
         self.strategy, self.device = job.strategy, device
@@ -186,7 +187,23 @@ def test_the_pretended_device_notices_what_it_is_for():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_no_value_is_read_between_the_first_and_the_last_event_of_a_step(name, tmp_path, finished, monkeypatch):
+def test_no_value_is_read_between_the_first_and_the_last_event_of_a_step(name, counted_run, tmp_path):
+    assert counted_run(name, tmp_path, epochs=1) == []
+
+
+@pytest.mark.parametrize("part", ["er:4", "der:0.1:0.5:6", "ewc:10", "lwf:0.5"])
+def test_parts_read_no_value_either(part, counted_run, tmp_path):
+    assert counted_run("linear", tmp_path, epochs=1, **{"with": [part]}) == []
+
+
+def test_a_value_that_is_read_is_counted(counted_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Linear, "loss", lambda self, s: s.logits.sum() * float(s.logits.sum() > 0))
+    assert counted_run("linear", tmp_path, epochs=1) == ["__float__"] * 9
+
+
+@pytest.fixture
+def counted_run(finished, monkeypatch):
+    """Finishes a run on Toy; the calls, in its steps, of methods that wait for a device."""
     inside, paused, calls = [], [], []
 
     def counted(method):
@@ -222,10 +239,14 @@ def test_no_value_is_read_between_the_first_and_the_last_event_of_a_step(name, t
     monkeypatch.setattr(Tools, "augmented", batch)
     for method in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero"):
         monkeypatch.setattr(torch.Tensor, method, counted(getattr(torch.Tensor, method)))
+
+    def run(*args, **given):
+        run = finished(*args, **given)
+        assert len(run.events["step"]["loss"]) == 9 and np.isfinite(run.events["step"]["loss"]).all()
+        return calls
+
     # an optimizer counts its steps on the host
     hooks = register_optimizer_step_pre_hook(pause), register_optimizer_step_post_hook(go_on)
-    run = finished(name, tmp_path, epochs=1)
+    yield run
     for hook in hooks:
         hook.remove()
-    assert calls == []
-    assert len(run.events["step"]["loss"]) == 9 and np.isfinite(run.events["step"]["loss"]).all()

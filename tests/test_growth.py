@@ -7,10 +7,12 @@ import torch
 
 from clsim import checkpoint
 from clsim.errors import RequestError
+from clsim.learner import begin
 from clsim.results import load
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
+CPU = torch.device("cpu")
 EXAMPLES = {
     "heads": "growing_heads.py:GrowingHeads",
     "adapters": "growing_adapters.py:GrowingAdapters",
@@ -85,20 +87,18 @@ def test_it_is_loaded_and_predicts_as_it_was_evaluated(whole, prepare, tmp_path)
 
 
 def test_what_begin_adds_is_drawn_from_the_experiences_own_stream(make_loop):
-    from clsim.learner import begin
-
     first, again, other = (make_loop(plugin("adapters"), seed=seed) for seed in (0, 0, 1))
     for loop, before in ((first, 0), (again, 5), (other, 0)):
         torch.rand(before)  # what others drew meanwhile does not matter
         for experience in loop.benchmark.train_stream[:2]:
-            begin(loop.strategy, loop.state.learner, experience.info, loop.state.seed)
+            begin(loop.strategy, loop.state.learner, experience.info, loop.state.seed, CPU)
     ours, same, others = (loop.state.learner.adapters for loop in (first, again, other))
     assert torch.equal(ours[1][0].weight, same[1][0].weight)
     assert not torch.equal(ours[1][0].weight, others[1][0].weight)
     assert not torch.equal(ours[0][0].weight, ours[1][0].weight)
     expected = torch.rand(3, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(3)
-    begin(first.strategy, first.state.learner, first.benchmark.train_stream[2].info, 0)
+    begin(first.strategy, first.state.learner, first.benchmark.train_stream[2].info, 0, CPU)
     assert torch.equal(torch.rand(3), expected), "the global random state is left alone"
 
 

@@ -14,7 +14,6 @@ from clsim.data.transforms import Augmentation, evaluation
 from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.learner import begin, load_learner
-from clsim.metrics import confusion
 from clsim.outputs import as_outputs
 from clsim.runner import Job
 from clsim.strategies.l2p import L2P
@@ -112,7 +111,7 @@ def test_steps_train_all_that_asks_for_gradients_and_nothing_else(whole, name, t
     learner, _ = job.learner()
     trained = set()
     for experience in job.strategy.experiences(job.benchmark.train_stream):
-        begin(job.strategy, learner, experience.info, seed=0)
+        begin(job.strategy, learner, experience.info, seed=0, device=torch.device("cpu"))
         trained |= {key for key, p in learner.named_parameters() if p.requires_grad}
     before = {key: tensor.clone() for key, tensor in learner.state_dict().items()}
     load_learner(learner, weights(whole))
@@ -131,7 +130,9 @@ def test_a_prediction_depends_on_its_image_alone(whole):
     np.testing.assert_allclose(singles, scores[:9], rtol=0, atol=1e-4)
 
 
-def test_the_loaded_learner_predicts_as_the_last_evaluation_did(whole, name, tmp_path, prepare):
+def test_the_loaded_learner_predicts_as_the_last_evaluation_did(
+    whole, name, tmp_path, prepare, assert_predicts_as_evaluated
+):
     assert_predicts_as_evaluated(whole, prepare(name, tmp_path))
 
 
@@ -139,7 +140,9 @@ def test_the_loaded_learner_predicts_as_the_last_evaluation_did(whole, name, tmp
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_the_task_protocol_runs_resumes_and_predicts(name, tmp_path, broken_off, finished, prepare, same_run):
+def test_the_task_protocol_runs_resumes_and_predicts(
+    name, tmp_path, broken_off, finished, prepare, same_run, assert_predicts_as_evaluated
+):
     scenario = {"protocol": "task"}
     run = finished(name, tmp_path / "unbroken", scenario, epochs=1)
     broken_off(2, lambda: finished(name, tmp_path / "broken", scenario, epochs=1))
@@ -148,7 +151,7 @@ def test_the_task_protocol_runs_resumes_and_predicts(name, tmp_path, broken_off,
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_a_domain_stream_is_scored_before_training(name, tmp_path, finished, prepare):
+def test_a_domain_stream_is_scored_before_training(name, tmp_path, finished, prepare, assert_predicts_as_evaluated):
     scenario = {"protocol": "domain", "train_per_class": 2}
     run = finished(name, tmp_path, scenario, epochs=1)
     rows = run.matrix["correct"]
@@ -162,7 +165,7 @@ def test_a_domain_stream_is_scored_before_training(name, tmp_path, finished, pre
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
-def test_a_pair_of_domains_is_learned_and_drawn(name, tmp_path, finished, prepare):
+def test_a_pair_of_domains_is_learned_and_drawn(name, tmp_path, finished, prepare, assert_predicts_as_evaluated):
     run = finished(name, tmp_path, {"protocol": "pair"}, epochs=1)
     assert 0 <= run.metrics["target_accuracy"] <= 1
     assert (run.directory / "pictures" / "features.png").exists()
@@ -170,25 +173,26 @@ def test_a_pair_of_domains_is_learned_and_drawn(name, tmp_path, finished, prepar
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_target_after_target_is_adapted_to(name, tmp_path, finished, prepare):
+def test_target_after_target_is_adapted_to(name, tmp_path, finished, prepare, assert_predicts_as_evaluated):
     scenario = {"protocol": "targets", "train_per_class": 2}
     run = finished(name, tmp_path, scenario, epochs=1)
     assert run.matrix["experiences"] == ["fog", "night"]
     assert_predicts_as_evaluated(run, prepare(name, tmp_path, scenario))
 
 
-def assert_predicts_as_evaluated(run, job):
-    """Every test image of the last evaluation gets the class that it was counted with."""
-    tests, tells_task = job.benchmark.test_stream, job.benchmark.info.tells_task
-    found = []
-    for test in tests:
-        predicted = run.predict(test.table.pixels(test.rows), *([test.index] if tells_task else []))
-        found.append(int((predicted == test.labels).sum()))
-    assert found == run.matrix["correct"][-1]
-    if "confusion" in run.matrix:
-        predicted = run.predict(tests[0].table.pixels(tests[0].rows))
-        counted = confusion(tests[0].labels, predicted, job.benchmark.info.num_classes)
-        assert counted.tolist() == run.matrix["confusion"]["target"]
+@pytest.fixture
+def assert_predicts_as_evaluated(evaluated):
+    """Every test image gets from `Run.predict` the class that the last evaluation gave it."""
+
+    def check(run, job):
+        tests, tells_task = job.benchmark.test_stream, job.benchmark.info.tells_task
+        for test, count in zip(tests, run.matrix["correct"][-1], strict=True):
+            predicted = run.predict(test.table.pixels(test.rows), test.index if tells_task else None)
+            last = evaluated[run.directory]
+            assert predicted.tolist() == [last[test.table.fingerprint, row] for row in test.rows.tolist()]
+            assert int((predicted == test.labels).sum()) == count
+
+    return check
 
 
 # a learner has no memory of the batches that it was given
