@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from clsim.version import VERSION as __version__
 
 if (Path(__file__).parents[1] / "pyproject.toml").is_file():
-    # a checkout: scenarios/ and strategies/ are next to the package; they import as clsim.scenarios and clsim.strategies
+    # a checkout: scenarios/ and strategies/ are next to the package but import as clsim.scenarios and clsim.strategies
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:

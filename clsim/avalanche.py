@@ -59,7 +59,7 @@ def to_avalanche(benchmark: Benchmark, pixels: InputSpec) -> Any:
             raise RequestError(f"Avalanche has no place for the unlabelled images of {experience.name!r}")
         if experience.ordered or not experience.boundary:
             raise RequestError(
-                f"Avalanche shuffles the images of {experience.name!r}, and tells where it begins and ends"
+                f"Avalanche shuffles the images of {experience.name!r}, and shows where it begins and ends"
             )
         images = _Images(experience, pixels)
         tasks = ConstantSequence(experience.task_label or 0, len(images))
@@ -96,11 +96,11 @@ def from_avalanche(
     """
     rules = protocols.protocol(protocol)
     if rules.has_target:
-        raise RequestError(f"protocol {rules.name} needs unlabelled images of a target; but Avalanche's streams have none")
+        raise RequestError(f"protocol {rules.name} needs unlabelled images of a target; Avalanche's streams have none")
     streams = [list(benchmark.train_stream), list(benchmark.test_stream)]
     if len(streams[0]) != len(streams[1]):
         raise RequestError(
-            f"{len(streams[0])} training experiences need {len(streams[0])} test experiences, one each, not {len(streams[1])}"
+            f"{len(streams[0])} training experiences need as many test experiences, one each, not {len(streams[1])}"
         )
     if class_names is None:
         num_classes = 1 + max(int(c) for stream in streams for experience in stream for c in experience.dataset.targets)

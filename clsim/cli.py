@@ -16,7 +16,7 @@ from clsim.version import VERSION
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
-FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one strategy among several, scenario.x=1 of the scenario"
+FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among several, scenario.x=1 of the scenario"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
     for each in OPTIONS.values():
         run.add_argument(flag(each.name), metavar=each.metavar, help=each.help)
-    run.add_argument("--config", metavar="FILE.toml", help="a file with options and fields; the command line overrides it")
+    run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")

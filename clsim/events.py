@@ -1,4 +1,4 @@
-"""The events of a run and their handlers: EVENTS, Part, State and Step. At run time it imports no other clsim module."""
+"""The events of a run and their handlers: EVENTS, Part, State and Step. At run time this imports nothing of clsim."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class State:
     mask: str = "seen"  # classes included in the training loss's softmax: the strategy's field
     tools: Tools | None = None  # forward passes, batches, features, logging: use the methods below
     trained: int = 0  # number of finished experiences
-    begun: tuple[ExperienceInfo, ...] = ()  # experiences begun, in order; resuming calls `Strategy.begin` for each again
+    begun: tuple[ExperienceInfo, ...] = ()  # experiences begun, in order; resuming repeats `Strategy.begin` for each
     seen: tuple[int, ...] = ()  # classes seen so far, including the current experience's; sorted
     epoch: int = 0  # within the experience
     epoch_steps: int = 0  # updates done in this epoch
@@ -180,7 +180,7 @@ class State:
         return self._tools.features(rows)
 
     def log(self, name: str, value: Any) -> None:
-        """Record a number or a list of numbers under a name. A tensor is read at the end of the epoch, without a wait."""
+        """Record a number or a list of numbers under a name. A tensor is read only at the end of the epoch."""
         if self.tools is not None:
             self.tools.log(self, name, value)
 
@@ -223,7 +223,7 @@ def _of_run() -> Any:
 
 
 class Step:
-    """One update, passed to the handlers of STEP_EVENTS and to `Strategy.loss`: the run's State, plus data of the update.
+    """One update, passed to the handlers of STEP_EVENTS and to `Strategy.loss`: the run's State and the update's data.
 
     `batch` exists from before_forward on, `outputs` and `logits` from after_forward on, `loss` from before_backward on.
     Before that they raise RuntimeError. Handlers may set `replay` in before_training_iteration and `loss` in

@@ -50,7 +50,7 @@ def begin(strategy: Strategy, learner: nn.Module, experience: ExperienceInfo, se
 def replay(
     strategy: Strategy, learner: nn.Module, experiences: Sequence[ExperienceInfo], seed: int, device: torch.device
 ) -> None:
-    """Call `begin` for these experiences, so that a new learner has the right shape; its weights are loaded afterwards."""
+    """Call `begin` for these experiences, so that a new learner has the right shape; its weights are loaded next."""
     for experience in experiences:
         begin(strategy, learner, experience, seed, device)
 

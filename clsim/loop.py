@@ -128,7 +128,7 @@ class Loop:
         self.inside = True
 
     def _end(self, experience: Experience, passes: int) -> None:
-        """Call `fit` if the strategy has one, then the handlers. The time of the handlers is part of a method's cost."""
+        """Call `fit` if the strategy has one, then the handlers. The handlers' time is part of a method's cost."""
         s = self.state
         began = time.perf_counter()
         s.epoch = s.epoch_steps = 0
@@ -224,7 +224,7 @@ class Loop:
         self._raise("after_training_iteration", step)
 
     def _check_losses(self) -> None:
-        """Raises RunFailed for the first loss that is not finite. Losses are read once an epoch, so no step waits for them."""
+        """Raises RunFailed for the first loss that is not finite. Losses are read once an epoch, so no step waits."""
         losses, self._losses = self._losses, []
         if not losses:
             return
@@ -269,7 +269,7 @@ class Loop:
         self._raise("after_anytime_eval", s)
 
     def _counts(self, columns: Sequence[Experience], events: bool) -> tuple[list[int | None], list[int | None] | None]:
-        """For each test experience: how many images are classified correctly, and for how many the detected task is correct."""
+        """Two counts for each test experience: images with the correct class, and images with the correct task."""
         s = self.state
         s.learner.eval()
         row: list[int | None] = [None] * len(self.benchmark.test_stream)

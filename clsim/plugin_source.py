@@ -62,7 +62,7 @@ def read(path: Path) -> File:
 
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> ast.Module:
-    """A cached syntax tree; do not change it. Without the cache, a base class's file would be parsed for each subclass."""
+    """A cached syntax tree; do not change it. Without the cache, base classes would be parsed for each subclass."""
     return ast.parse(text)
 
 

@@ -232,7 +232,7 @@ def _public(kind: Kind, classes: Iterable[Class]) -> list[Class]:
 
 
 def _plugin_class(kind: Kind, place: Place) -> Class:
-    """The class with the given name; without a name, the only public one that inherits from Strategy, Scenario or Part."""
+    """The class with the given name; without a name, the only public subclass of Strategy, Scenario or Part."""
     base = BASES[kind][0]
     classes = read(place.path).classes
     public = _public(kind, classes.values())

@@ -33,7 +33,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 def clear(directory: Path) -> None:
     """Remove a run's files, but not the lock on its directory."""
-    (directory / SUMMARY).unlink(missing_ok=True)  # first, so that an incomplete removal does not look like a finished run
+    (directory / SUMMARY).unlink(missing_ok=True)  # first: an incomplete removal must not look like a finished run
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -175,7 +175,7 @@ class Job:
         return run
 
     def learner(self) -> tuple[nn.Module, Tower | None]:
-        """A new learner and the bank's tower. Raises RequestError if the backbone or the stream does not fit the strategy."""
+        """A new learner and the bank's tower. Raises RequestError if backbone or stream do not fit the strategy."""
         device, bf16 = torch.device(self.config.device), self.config.precision == "bf16"
         return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
 
@@ -278,7 +278,7 @@ def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Pa
         waiting.insert(0, asked.strategy)
     if waiting:
         raise RequestError(
-            f"{', '.join(waiting)} must know where an experience begins and ends, but {asked.scenario} has no boundaries"
+            f"{', '.join(waiting)} must know where an experience begins and ends; {asked.scenario} has no boundaries"
         )
 
 

@@ -52,8 +52,8 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
             s.made_optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
             raise RequestError(
-                f"the saved optimizer does not fit the learner ({error}): parameters to train are chosen in `begin`, which is "
-                "called again on resuming, not in `before_training_exp`. Use --fresh to start again"
+                f"the saved optimizer does not fit the learner ({error}): parameters to train must be chosen in "
+                "`begin`, not in `before_training_exp`, because resuming repeats `begin`. Use --fresh to start again"
             ) from error
     for part, state in zip(parts, saved["parts"], strict=True):
         part.load(state)

@@ -64,7 +64,7 @@ class DomainScenario(ClassScenario):
 
 
 def train_test_split(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
-    """Training and test images of a set without its own splits: a fixed fifth is for testing, by a hash of the paths."""
+    """Training and test images of a set without own splits: a fixed fifth is for testing, by a hash of the paths."""
     testing = held_out(source.names)
     return data.table(source.take(~testing), on_bad_image), data.table(source.take(testing), on_bad_image)
 

@@ -1,7 +1,7 @@
 """The shapes and fills of glyphs, as functions of the plane.
 
-A shape is a signed distance to its edge: nearly exact close to it, negative inside. It fits into the unit circle. A fill is
-a tone in [0, 1]. Coordinates (u to the right, v downwards) are arrays of any shape.
+A shape is a signed distance to its edge: nearly exact close to it, negative inside. It fits into the unit circle. A
+fill is a tone in [0, 1]. Coordinates (u to the right, v downwards) are arrays of any shape.
 """
 
 from collections.abc import Callable

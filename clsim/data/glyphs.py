@@ -281,7 +281,7 @@ def paint_infograph(glyph: Glyph, chance: Chance) -> Array:
     upper = chance.take(SIZE)[:, None, :] < 0.72  # letters and gaps
     lines = ((y % 3 < 1) & ((y < 5) | (y > 27)))[None] & upper & (x < chance.between(18, 31))
     canvas = lay(canvas, 0.25, lines.astype(np.float32))
-    heights = np.repeat(chance.between(3, 22, 2), 2, axis=1)[:, None, :]  # two columns, each two pixels wide, on each side
+    heights = np.repeat(chance.between(3, 22, 2), 2, axis=1)[:, None, :]  # two columns of two pixels on each side
     left = chance.between(0, 1) < 0.5
     place = np.where(left, x, SIZE - 1 - x)
     column = np.clip(place, 0, 3).astype(np.int64)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Protocol:
-    """The rules of a stream. This class is the domain protocol: the same classes in each experience, all always tested."""
+    """The rules of a stream. This class is the domain protocol: every experience has the same classes and is tested."""
 
     name: str = "domain"  # in files, in the metrics' summary and in StreamInfo
     new_classes: bool = False  # whether classes arrive over time: a plain classifier is not tested on future classes
@@ -27,7 +27,7 @@ class Protocol:
     draws_target: bool = False  # whether to count the target's confusion and to draw pictures of both domains
 
     def tests_ahead(self, scores_unseen: bool) -> bool:
-        """Whether experiences are tested before they are learned; `scores_unseen`: the method can score unseen classes."""
+        """Whether experiences are tested before they are learned; `scores_unseen`: the method scores unseen classes."""
         return scores_unseen or not self.new_classes
 
     def tested_after(self, index: int, tests: Sequence[Experience], scores_unseen: bool) -> Sequence[Experience]:

@@ -175,7 +175,7 @@ class ClassScenario(Scenario):
     """
 
     base_classes: int | None = None  # classes of the first experience; none: classes_per_experience
-    order: Literal["random", "pilot1993"] = "random"  # class order: from order_seed, or the order used by PILOT, iCaRL and DER
+    order: Literal["random", "pilot1993"] = "random"  # class order: from order_seed, or that of PILOT, iCaRL and DER
 
     def __post_init__(self) -> None:
         """Raises RequestError if order_seed is set but has no effect: a sweep over it would repeat one run."""

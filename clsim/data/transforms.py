@@ -23,7 +23,7 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     crop: float = 224 / 256  # share of the shorter side that evaluation sees, from the centre
-    interpolation: Interpolation = "bilinear"  # bicubic is not clipped: near edges values may be outside the image's range
+    interpolation: Interpolation = "bilinear"  # bicubic is not clipped: near edges values may leave the image's range
 
     def __repr__(self) -> str:
         # Fingerprints of towers contain this text, with the class's old name. Fields that were added later are left out
