@@ -72,6 +72,14 @@ class RunConfig:
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
+    def identities(self) -> dict[str, str]:
+        """The plug-ins, e.g. ``strategy 'l2p'``, with the digests of their files' texts, as in the hash."""
+        made = [("strategy", self.strategy, self._strategy), ("scenario", self.scenario, self._scenario)]
+        made += [("part", each.name, each.made) for each in self._parts]
+        return {
+            f"{kind} {plugins.short_name(name)!r}": plugins.identity(name, type(plugin)) for kind, name, plugin in made
+        }
+
     def make_strategy(self) -> Any:
         """A new strategy with these fields. Raises RequestError if they do not fit it."""
         return copy.deepcopy(self._strategy)
@@ -118,10 +126,41 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
     @classmethod
-    def from_toml(cls, text: str) -> "RunConfig":
-        """The configuration that `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available."""
-        (config,) = _plan(_read_toml(text, "config.toml"), _Layer())
+    def from_toml(cls, text: str, directory: Path | None = None) -> "RunConfig":
+        """The configuration that `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available.
+
+        `directory`: of the run. Relative paths, which earlier versions wrote, are also looked for next to its parents.
+        """
+        layer = _read_toml(text, "config.toml")
+        if directory is not None:
+            for name in layer.options.keys() & {"scenario", "strategy", "weights", "with"}:
+                layer.options[name] = _found_near(layer.options[name], directory, is_file=name == "weights")
+        (config,) = _plan(layer, _Layer())
         return config
+
+
+def _found_near(value: Any, directory: Path, is_file: bool) -> Any:
+    """A relative path, or a plug-in's name that begins with one, with the nearest parent of `directory` that has it.
+
+    The run directory is usually inside the folder from which the run was started. `is_file`: it is the path of a file.
+    """
+    if isinstance(value, list | tuple):
+        return [_found_near(each, directory, is_file) for each in value]
+    path = (value if is_file else plugins.path_in(value)) if isinstance(value, str) else None
+    if path is not None and not Path(path).is_absolute():
+        for parent in directory.absolute().parents:
+            if (parent / path).is_file():
+                return f"{parent / path}{value[len(path) :]}"
+    return value
+
+
+def _absolute(name: str) -> str:
+    """A plug-in's name with the absolute path of its file: it must be found again from other directories."""
+    path = plugins.path_in(name)
+    if path is None:
+        return name
+    whole = str(Path(path).expanduser().absolute())
+    return name if re.search(r"[,\[\]]", whole) else f"{whole}{name[len(path) :]}"
 
 
 def _key(kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> str:
@@ -247,9 +286,9 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
         value = next((value for value in given if value is not None), OPTIONS[name].default)
         return OPTIONS[name].checker(value, name)
 
-    scenario, seeds, backbone = option("scenario"), option("seed"), option("backbone")
+    scenario, seeds, backbone = _absolute(option("scenario")), option("seed"), option("backbone")
     scenario_class = plugins.load("scenarios", scenario)
-    strategies = _strategies(option("strategy"))
+    strategies = _strategies([*map(_absolute, option("strategy"))])
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
     values, backbones = _presets(classes, option("preset"))
     # a file for several strategies may be run with only one of them
@@ -258,7 +297,7 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    parts = {each.text: each for each in map(named_part, split(option("with")))}
+    parts = {each.text: each for each in map(named_part, map(_absolute, split(option("with"))))}
     made: dict[str, Any] = dict(parts)
     streams = _streams(
         scenario, make(scenario_class, file.scenario | line.scenario, plugins.short_name(scenario)), made

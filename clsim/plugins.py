@@ -152,6 +152,12 @@ def is_file(name: str) -> bool:
     return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
 
 
+def path_in(name: str) -> str | None:
+    """The path in the name of a user's plug-in, with or without fields after it; None for an installed one."""
+    found = re.match(r"(.*\.py):\w*", name)
+    return found[1] if found else None
+
+
 def identity(name: str, cls: type[Any]) -> str:
     """A plug-in's contribution to a run's hash: its short name and a digest of its class's and base classes' files.
 
