@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clsim import metrics, rng
+from clsim import checked, metrics, rng
 from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
@@ -203,7 +203,7 @@ class Loop:
         self._raise("before_forward", step)
         step.outputs = self.tools.outputs(step.batch)
         self._raise("after_forward", step)
-        step.loss = strategy.loss(step)
+        step.loss = checked.loss(strategy, strategy.loss(step))
         self._raise("before_backward", step)
         s.optimizer.zero_grad()
         step.loss.backward()

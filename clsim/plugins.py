@@ -101,12 +101,21 @@ def describe(kind: Kind, name: str) -> Description:
         summary=doc.partition("\n")[0],
         doc=doc,
         fields=tuple(merged.values()),
-        presets=_literal(constants, "presets", own, {}),
+        presets=_presets(constants, own),
         short=tuple(_literal(constants, "short", own, ())),
         aliases=_literal(names, "aliases", own, {}),
         same_as=_literal(names, "same_as", own, ""),
         alias_of=place.alias_of,
     )
+
+
+def _presets(constants: dict[str, ast.expr], owner: Class) -> dict[str, dict[str, Any]]:
+    """The presets of a class. Raises RequestError unless they are a dict of dicts."""
+    found = _literal(constants, "presets", owner, {})
+    if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
+        example = '{"NAME": {"FIELD": VALUE}}'
+        raise RequestError(f"{owner.file.path}: presets of {owner.node.name} must be like {example}, not {found!r}")
+    return found
 
 
 def _literal(constants: dict[str, ast.expr], name: str, owner: Class, default: Any) -> Any:
@@ -132,7 +141,10 @@ def load(kind: Kind, name: str) -> type[Any]:
     described = describe(kind, name)
     try:
         module = import_module(place.module) if place.module else _import_file(place.path)
-    except Exception as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
     configured = {each.name for each in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
@@ -286,6 +298,6 @@ def _import_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
