@@ -141,10 +141,10 @@ class MemoryLimit(TorchFunctionMode):
         self.limit = self.left
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in MAKERS:
-            shape = _shape(args, kwargs or {})
-            needed = 4 * math.prod(shape)
-            self.left -= needed
+        given = kwargs or {}
+        if func in MAKERS and str(given.get("device")) != "meta":
+            shape = _shape(args, given)
+            self.left -= (given.get("dtype") or torch.float32).itemsize * math.prod(shape)
             if self.left < 0:
                 total = self.limit - self.left
                 raise RequestError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clsim
-from clsim import checked, plugins, runner
+from clsim import checked, config, plugins, runner
 from clsim.data.streams import Scenario
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part
@@ -456,32 +456,46 @@ RUNS = {
 }
 
 
-def asked_for(changes: dict[str, str], plan: Any, folder: Path) -> Any:
+def asked_for(changes: dict[str, str], folder: Path) -> config.RunConfig:
     (folder / "mine.py").write_text(BAD.format(**PLAIN | changes))
-    return plan(f"{folder / 'mine.py'}:Mine", folder / "runs", backbone="vit_nano")
+    (made,) = config.plan(
+        {
+            "scenario": f"{Path(__file__).with_name('toy.py')}:Toy",
+            "strategy": f"{folder / 'mine.py'}:Mine",
+            "backbone": "vit_nano",
+            "out": folder / "runs",
+            "precision": "fp32",
+            "epochs": 1,
+            "batch_size": 4,
+        },
+        [],
+    )
+    return made
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_wrong_plugin_is_a_mistake_in_the_request(case: str, plan: Any, tmp_path: Path) -> None:
+def test_a_wrong_plugin_is_a_mistake_in_the_request(case: str, tmp_path: Path) -> None:
     changes, *messages = REQUESTS[case]
     with pytest.raises(RequestError) as caught:
-        runner.run_all([asked_for(changes, plan, tmp_path)], quiet=True)
+        runner.run_all([asked_for(changes, tmp_path)], quiet=True)
     assert [text for text in messages if text not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_plugin_that_goes_wrong_in_a_run_ends_it(case: str, plan: Any, tmp_path: Path) -> None:
+def test_a_plugin_that_goes_wrong_in_a_run_ends_it(case: str, tmp_path: Path) -> None:
     changes, *messages = RUNS[case]
     with pytest.raises(RunFailed) as caught:
-        runner.run_all([asked_for(changes, plan, tmp_path)], quiet=True)
+        runner.run_all([asked_for(changes, tmp_path)], quiet=True)
     assert [text for text in messages if text not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
 
 
 def test_parameters_that_no_memory_holds_are_refused_with_their_size(plan: Any, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"L2P would take [\d.]+ PB of memory for its parameters .*this machine has"):
+    with pytest.raises(
+        RequestError, match=r"L2P would take [\d.]+ [TP]B of memory for its parameters .*this machine has"
+    ):
         runner.run_all([plan("l2p", tmp_path, pool_size=10**12)], quiet=True)
 
 
