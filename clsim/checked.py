@@ -55,6 +55,14 @@ def loss(strategy: Any, found: Any) -> Tensor:
     return found  # type: ignore[no-any-return]
 
 
+def not_finite(strategy: Any, value: float, step: int) -> RunFailed:
+    """The error for a loss that is not finite. Before the first update no learning rate can be the reason."""
+    what = f"{type(strategy).__name__}: the loss is {value} at step {step}"
+    if step == 0:
+        return RunFailed(f"{what}, before any update: check `loss` and the learner's outputs")
+    return RunFailed(f"{what}; the last checkpoint is kept. Try a smaller lr")
+
+
 def watch_outputs(learner: nn.Module, num_classes: int) -> None:
     """Check the learner's first result in training and its first in evaluation; later ones cost nothing."""
     pending = {True, False}

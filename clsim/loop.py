@@ -14,7 +14,6 @@ from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
-from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
 from clsim.learner import begin
@@ -227,9 +226,7 @@ class Loop:
         wrong = torch.stack(losses).isfinite().logical_not().cpu().nonzero()[:, 0].tolist()
         if wrong:
             number = self.state.step - len(losses) + wrong[0]
-            raise RunFailed(
-                f"the loss is {losses[wrong[0]].item()} at step {number}; the last checkpoint is kept. Try a smaller lr"
-            )
+            raise checked.not_finite(self.strategy, losses[wrong[0]].item(), number)
 
     # evaluation
 

@@ -452,6 +452,10 @@ RUNS = {
     "no loss": ({"method": "loss = lambda self, s: None"}, "Mine.loss must return a scalar tensor, not NoneType"),
     "a loss for each image": ({"method": "loss = lambda self, s: s.logits[:, 0]"}, "not torch.float32 of shape (4,)"),
     "a constant loss": ({"method": "loss = lambda self, s: torch.zeros(())"}, "depends on no trained parameter"),
+    "NaN at once": (
+        {"method": "loss = lambda self, s: s.logits.mean() * float('nan')"},
+        "Mine: the loss is nan at step 0, before any update: check `loss`",
+    ),
     "begin fails": ({"method": "begin = lambda self, learner, experience: 1 / 0"}, "strategy 'mine':", "ZeroDivision"),
 }
 
