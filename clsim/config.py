@@ -15,9 +15,10 @@ from typing import Any
 from clsim import plugins
 from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
-from clsim.field_values import check, field_types, make, resolved, split_field
+from clsim.field_values import check, field_types, in_toml, make, resolved, split_field
 from clsim.named_parts import NamedPart, named_part, split, under_one_name
 from clsim.options import HASHED, NOT_COMPARED, OPTIONS, PATHS, flag
+from clsim.plugin_paths import absolute, found_near
 
 LARGEST_FILE = 1 << 20  # bytes of a configuration
 
@@ -122,9 +123,9 @@ class RunConfig:
         }
         names = [f.name for f in fields(self) if f.name != "made"]
         top = {"with" if name == "parts" else name: getattr(self, name) for name in names}
-        lines = [f"{k} = {_toml(v)}" for k, v in top.items() if k.removesuffix("_fields") not in tables]
+        lines = [f"{k} = {in_toml(v)}" for k, v in top.items() if k.removesuffix("_fields") not in tables]
         for name, table in tables.items():
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {in_toml(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -136,33 +137,9 @@ class RunConfig:
         layer = _read_toml(text, "config.toml")
         if directory is not None:
             for name in layer.options.keys() & {"scenario", "strategy", "weights", "with"}:
-                layer.options[name] = _found_near(layer.options[name], directory, is_file=name == "weights")
+                layer.options[name] = found_near(layer.options[name], directory, is_file=name == "weights")
         (config,) = _plan(layer, _Layer())
         return config
-
-
-def _found_near(value: Any, directory: Path, is_file: bool) -> Any:
-    """A relative path, or a plug-in's name that begins with one, with the nearest parent of `directory` that has it.
-
-    The run directory is usually inside the folder from which the run was started. `is_file`: it is the path of a file.
-    """
-    if isinstance(value, list | tuple):
-        return [_found_near(each, directory, is_file) for each in value]
-    path = (value if is_file else plugins.path_in(value)) if isinstance(value, str) else None
-    if path is not None and not Path(path).is_absolute():
-        for parent in directory.absolute().parents:
-            if (parent / path).is_file():
-                return f"{parent / path}{value[len(path) :]}"
-    return value
-
-
-def _absolute(name: str) -> str:
-    """A plug-in's name with the absolute path of its file: it must be found again from other directories."""
-    path = plugins.path_in(name)
-    if path is None:
-        return name
-    whole = str(Path(path).expanduser().absolute())
-    return name if re.search(r"[,\[\]]", whole) else f"{whole}{name[len(path) :]}"
 
 
 def _key(kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> str:
@@ -181,20 +158,6 @@ def _once(made: dict[str, Any], kind: plugins.Kind, name: str, values: Mapping[s
 def _safe(name: str) -> str:
     """A name as part of a path: ``clip:ViT-B-16/openai`` -> ``clip-ViT-B-16-openai``."""
     return re.sub(r"[^\w.-]+", "-", name).strip(".-")
-
-
-def _toml(value: Any) -> str:
-    """A plain value in TOML."""
-    if value is None:
-        return '"none"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    # JSON's escapes are valid in TOML, except for one control character that TOML requires to be escaped, too
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def cache_dir() -> Path:
@@ -320,9 +283,9 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
         value = next((value for value in given if value is not None), OPTIONS[name].default)
         return OPTIONS[name].checker(value, name)
 
-    scenario, seeds, backbone = _absolute(option("scenario")), option("seed"), option("backbone")
+    scenario, seeds, backbone = absolute(option("scenario")), option("seed"), option("backbone")
     scenario_class = plugins.load("scenarios", scenario)
-    strategies = _strategies([*map(_absolute, option("strategy"))])
+    strategies = _strategies([*map(absolute, option("strategy"))])
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
     values, backbones = _presets(classes, option("preset"))
     # a file for several strategies may be run with only one of them
@@ -331,7 +294,7 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    parts = {each.text: each for each in map(named_part, map(_absolute, split(option("with"))))}
+    parts = {each.text: each for each in map(named_part, map(absolute, split(option("with"))))}
     made: dict[str, Any] = dict(parts)
     streams = _streams(
         scenario, make(scenario_class, file.scenario | line.scenario, plugins.short_name(scenario)), made

@@ -1,5 +1,6 @@
 """Values of fields: from the command line's text, TOML or Python to the type that a plug-in declares."""
 
+import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -177,3 +178,17 @@ def resolved(instance: Any) -> dict[str, Any]:
     return {
         key: check(getattr(instance, key), kind, f"{own}.{key}") for key, kind in field_types(type(instance)).items()
     }
+
+
+def in_toml(value: Any) -> str:
+    """A plain value in TOML."""
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_toml, value))}]"
+    # JSON's escapes are valid in TOML, except for one control character that TOML requires to be escaped, too
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -25,7 +25,7 @@ FLOORS = [
     {"config", "listing"},
     {"named_parts", "options"},
     {"bases", "families"},
-    {"strategy", "field_values", "plugins"},
+    {"strategy", "field_values", "plugins", "plugin_paths"},
     {"plugin_source"},
     {"parts"},
     {"backbones"},
