@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from clsim.version import VERSION as __version__
 
 if (Path(__file__).parents[1] / "pyproject.toml").is_file():
-    # a checkout: scenarios/ and strategies/ lie beside the package and import as clsim.scenarios and clsim.strategies
+    # a checkout: scenarios/ and strategies/ are next to the package but import as clsim.scenarios and clsim.strategies
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # late, so that `clsim --help` need not wait for torch
+    # late, so that `clsim --help` does not wait for torch
     if name not in _HOME:
         raise AttributeError(f"module 'clsim' has no attribute {name!r}")
     from importlib import import_module

@@ -1,8 +1,8 @@
 """Streams to and from Avalanche (Carta et al. 2023, arXiv:2302.01766): to run its benchmarks in clsim, and to compare
 with its strategies.
 
-Avalanche takes seconds to import and, as it is imported, replaces `torch.utils.data.Dataset.__add__`: only
-`to_avalanche` imports it, and only when it is called.
+Importing Avalanche takes seconds and replaces `torch.utils.data.Dataset.__add__`. So only `to_avalanche` imports it,
+and only when it is called.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class _Images(Dataset[tuple[Tensor, int]]):
 def to_avalanche(benchmark: Benchmark, pixels: InputSpec) -> Any:
     """The benchmark as an Avalanche `CLScenario` with `train_stream` and `test_stream`.
 
-    Experiences, their order, labels and task labels (0 where there are none) are the same; items are (image, label,
-    task label), with images as evaluation has them: (3,S,S), cropped, resized and normalised as `pixels` says
+    Experiences, their order, labels and task labels (0 where there are none) are the same. Items are (image, label,
+    task label). Images are those of evaluation: (3,S,S), cropped, resized and normalised for `pixels`
     (`backbone.image.pixels`), never augmented. Raises RequestError for what Avalanche's streams cannot express:
     unlabelled images, images in a fixed order, and experiences without boundaries.
     """
@@ -59,7 +59,7 @@ def to_avalanche(benchmark: Benchmark, pixels: InputSpec) -> Any:
             raise RequestError(f"Avalanche has no place for the unlabelled images of {experience.name!r}")
         if experience.ordered or not experience.boundary:
             raise RequestError(
-                f"Avalanche shuffles the images of {experience.name!r}, and tells where it begins and ends"
+                f"Avalanche shuffles the images of {experience.name!r}, and shows where it begins and ends"
             )
         images = _Images(experience, pixels)
         tasks = ConstantSequence(experience.task_label or 0, len(images))
@@ -82,13 +82,13 @@ def from_avalanche(
 ) -> Benchmark:
     """An Avalanche classification benchmark with `train_stream` and `test_stream`, read into memory.
 
-    Call it in the `build` of a scenario. Items are (image, label, ...), the image a PIL image or a (1 or 3,H,W) tensor,
-    uint8 or float in [0, 1], after the transforms of the "eval" group. Make classic benchmarks with
-    ``train_transform=None, eval_transform=None``, for clsim crops, flips and normalises itself, and with a fixed `seed`
-    or class order, or every process has a stream of its own.
+    Call it in the `build` of a scenario. Items are (image, label, ...). The image is a PIL image or a (1 or 3,H,W)
+    tensor, uint8 or float in [0, 1], after the transforms of the "eval" group. Make classic benchmarks with
+    ``train_transform=None, eval_transform=None``, because clsim crops, flips and normalises itself. Give them a fixed
+    `seed` or class order; otherwise every process has a different stream.
 
-    `protocol` is "class", "domain", "task", or a protocol of your own. Without `class_names`, classes are called by
-    their numbers; where the protocol has no new classes, as "domain", each experience is a domain; `flip` says whether
+    `protocol` is "class", "domain", "task", or a protocol of your own. Without `class_names`, the names of classes are
+    their numbers. Where the protocol has no new classes (as in "domain"), each experience is a domain. `flip`: whether
     a mirrored image keeps its class.
 
     Raises RequestError if images differ in size or are normalised already, if training and test experiences do not
@@ -100,7 +100,7 @@ def from_avalanche(
     streams = [list(benchmark.train_stream), list(benchmark.test_stream)]
     if len(streams[0]) != len(streams[1]):
         raise RequestError(
-            f"{len(streams[0])} training experiences need as many test experiences, each its own, not {len(streams[1])}"
+            f"{len(streams[0])} training experiences need as many test experiences, one each, not {len(streams[1])}"
         )
     if class_names is None:
         num_classes = 1 + max(int(c) for stream in streams for experience in stream for c in experience.dataset.targets)
@@ -120,7 +120,7 @@ def _stream(stream: Sequence[Any], rules: Protocol, class_names: tuple[str, ...]
     order = np.lexsort((labels, owner) if by_domain else (labels,))  # stable: within a class, the order of the stream
     images, labels, owner = _read(datasets, order), labels[order], owner[order]
     digest = hashlib.blake2b(images.reshape(-1).data, digest_size=16)
-    digest.update(labels.tobytes() + owner.tobytes())  # the same images in other experiences are another stream
+    digest.update(labels.tobytes() + owner.tobytes())  # the same images in other experiences are a different stream
     names = tuple(f"experience {i}" for i in range(len(datasets)))
     table = ImageTable(images, labels, class_names, digest.hexdigest())
     if by_domain:
@@ -154,7 +154,7 @@ def _uint8(image: Any) -> NDArray[np.uint8]:
     if image.ndim != 3 or len(image) not in (1, 3):
         raise RequestError(f"images are (1 or 3,H,W), not {tuple(image.shape)}")
     if image.is_floating_point():
-        if not (image.min() >= 0 and image.max() <= 1):  # nor NaN
+        if not (image.min() >= 0 and image.max() <= 1):  # false for NaN, too
             raise RequestError("images lie outside [0, 1]: leave normalisation out of the benchmark's transforms")
         image = (255 * image).round().to(torch.uint8)
     elif image.dtype != torch.uint8:

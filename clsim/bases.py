@@ -1,4 +1,4 @@
-"""Families of strategies: what several methods share, so that each file holds only what is its own."""
+"""Base classes of strategies: code that several methods share, so that each method's file holds only its own part."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,10 +18,10 @@ from clsim.strategy import Mask, Optimizer, Schedule, Strategy
 
 @dataclass(kw_only=True)
 class Tuner(Strategy):
-    """What is added to a frozen image tower, with a linear head. Write `tune`."""
+    """A method that adds a tuner to a frozen image tower, with a linear head. Write `tune`."""
 
     def tune(self, tower: Tower) -> TunerHooks:
-        """What is added to a tower; PLAIN, if it lets weights of the tower learn and adds nothing."""
+        """The hooks that are added to a tower; PLAIN if weights of the tower learn and nothing is added."""
         raise NotImplementedError
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
@@ -38,19 +38,19 @@ class TextTuner(Tuner):
 
     @property
     def needs_text(self) -> bool:  # type: ignore[override]
-        """For class names, which the text tower reads."""
+        """True if class names are read by the text tower."""
         return self.tower != "image"
 
     @property
     def scores_unseen(self) -> bool:  # type: ignore[override]
-        """With class names it can."""
+        """True if it classifies by class names."""
         return self.needs_text
 
     def reads(self) -> set[str]:
         return {"features"} if self.tower == "text" else {"images"}
 
     def texts(self, backbone: Backbone, info: StreamInfo) -> nn.Module | None:
-        """A module that gives (K,E) features of the classes; None: class names, read by the tuned tower."""
+        """A module that returns (K,E) features of the classes; None: the tuned tower reads the class names."""
         return None
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
@@ -67,7 +67,7 @@ class PromptPools(Strategy):
     The query is the frozen tower's feature of the clean image. The learner has a `progress`.
     """
 
-    lr_base: float = 0.0  # learning rate at a batch of 256 images; it scales with the batch. 0: take lr as it is
+    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0: use lr
     mask: Mask = "current"
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class PromptPools(Strategy):
 
 @dataclass(kw_only=True)
 class TextPrompts(Strategy):
-    """Learned words around class names, read by CLIP's frozen text tower; images are features from the bank.
+    """Learned words around class names, read by CLIP's frozen text tower; image features come from the bank.
 
     The recipe is that of CoOp (Zhou et al. 2022, arXiv:2109.01134). Write `build`.
     """
@@ -99,7 +99,7 @@ class TextPrompts(Strategy):
     schedule: Schedule = "cosine_epochs"
     warmup_epochs: int = 1
     weight_decay: float = 5e-4
-    views: int = 0  # augmented views of each image to learn from, computed once; 0: the clean image alone
+    views: int = 0  # augmented views of each image for training, computed once; 0: the clean image only
 
     needs_text: ClassVar[bool] = True
     scores_unseen: ClassVar[bool] = True
@@ -120,17 +120,17 @@ class TextPrompts(Strategy):
 
 @dataclass(kw_only=True)
 class Adaptation(Strategy):
-    """Learning from a source with labels while features or predictions of a target without labels are aligned to it.
+    """Learning from a labelled source, while features or predictions of an unlabelled target are aligned with it.
 
-    Write `adapt` and `build`. It learns on features from the bank, through a trained bottleneck; the usual code
-    fine-tunes the backbone, and so does `tune=all`. On a stream without a target it learns from the labelled images
-    alone.
+    Write `adapt` and `build`. It learns on features from the bank, through a trained bottleneck. The usual code
+    fine-tunes the backbone; `tune=all` does this, too. On a stream without a target it learns from the labelled images
+    only.
     """
 
     epochs: int = 20  # passes over the source
     bottleneck: int = 64  # features between tower and head
-    trade_off: float = 1.0  # weight of what the target adds to the loss
-    tune: Literal["head", "all"] = "head"  # what learns: the layers on the frozen tower, or the tower as well
+    trade_off: float = 1.0  # weight of the target's term in the loss
+    tune: Literal["head", "all"] = "head"  # what learns: the layers on the frozen tower (head), or the tower, too (all)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,9 +140,9 @@ class Adaptation(Strategy):
         return inputs_for(self.tune)
 
     def adapt(self, s: Step, outputs: AdaptingOutputs, target: Tensor, on_target: Tensor) -> Tensor:
-        """What the target adds to the loss of a batch, a scalar.
+        """The target's term in the loss of a batch, a scalar.
 
-        `target` are (B',width) features of the target's images, `on_target` their (B',K) logits.
+        `target`: (B',width) features of the target's images; `on_target`: their (B',K) logits.
         """
         raise NotImplementedError
 

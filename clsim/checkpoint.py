@@ -1,7 +1,7 @@
 """States on disk: trees of tensors and plain values as one safetensors file and one JSON file, no pickle.
 
-The JSON file is written last, under its final name by one rename, and names its tensors' file: whenever the
-process is killed or the disk is full, what can be read is the last whole state.
+The JSON file contains the name of its tensors' file. It is written last and gets its final name by one rename. So if
+the process is killed or the disk is full, the last complete state can still be read.
 """
 
 import json
@@ -17,13 +17,13 @@ TENSOR, ITEMS = "__tensor__", "__items__"
 
 
 def save(folder: Path, tree: Any, name: str = "state") -> None:
-    """Write `tree` (dicts, lists, tensors, JSON values) as `folder/name.json` and a tensors file beside it."""
+    """Write `tree` (dicts, lists, tensors, JSON values) as `folder/name.json` and a tensors file next to it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     plain = _strip(tree, tensors)
     index = folder / f"{name}.json"
     previous = json.loads(index.read_text())["tensors"] if index.exists() else None
-    # two names in turn: the file that the present index names is never the one being written
+    # two names in turn: never write to the file that the present index uses
     file = f"{name}.b.safetensors" if previous == f"{name}.a.safetensors" else f"{name}.a.safetensors"
     save_file(tensors, folder / f"{file}.part")
     _sync(folder / f"{file}.part")
@@ -34,13 +34,13 @@ def save(folder: Path, tree: Any, name: str = "state") -> None:
 
 
 def load(folder: Path, name: str = "state") -> Any:
-    """The tree that `save` wrote. Raises FileNotFoundError where there is none."""
+    """The tree that `save` wrote. Raises FileNotFoundError if there is none."""
     index = json.loads((folder / f"{name}.json").read_text())
     return _fill(index["tree"], load_file(folder / index["tensors"]))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
     _sync(part)

@@ -1,6 +1,6 @@
 """The command line: `clsim run | list | show | compare | pretrain | cache`.
 
-Nothing heavy is imported before a command needs it: `--help`, `list` and `show` do without torch and NumPy.
+Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from clsim.version import VERSION
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
-FIELDS_HELP = "x=1 or --x 1 is a field of the strategy, l2p.x=1 of one of several, scenario.x=1 of the scenario"
+FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among several, scenario.x=1 of the scenario"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
+    """Run the command; returns the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(f"clsim: error: {_one_line(error)}", file=sys.stderr)
         return MISTAKE
-    except BrokenPipeError:  # `clsim list | head`: the reader has seen enough, and Python must not flush again
+    except BrokenPipeError:  # `clsim list | head` closes the pipe early; Python must not flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (RunFailed, OSError) as error:  # a full disk, a file that may not be read
@@ -47,7 +47,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are RequestErrors, and which knows its options by name."""
+    """A parser that raises RequestError for mistakes, and that has its options by name."""
 
     def __init__(self, **settings: Any) -> None:
         self.known: list[str] = []
@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    """The parser of `clsim` itself, and those of its commands."""
+    """The parser of `clsim`, and the parsers of its commands."""
     top = _Parser(prog="clsim", description="Continual learning and domain adaptation on frozen transformers.")
     top.add_argument("--version", action="version", version=f"clsim {VERSION}")
     commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
@@ -70,30 +70,30 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     def command(name: str, what: str) -> _Parser:
         return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
-    run = command("run", "run strategies on a scenario; repeat the command to go on with what was interrupted")
+    run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
     for each in OPTIONS.values():
         run.add_argument(flag(each.name), metavar=each.metavar, help=each.help)
-    run.add_argument("--config", metavar="FILE.toml", help="a file with options and fields; the command line wins")
-    run.add_argument("--fresh", action="store_true", help="delete what a run directory holds, and start again")
+    run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
+    run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
-    run.add_argument("--quiet", action="store_true", help="print nothing but errors and the last table of several runs")
+    run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
     run.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
     listing = command("list", "list scenarios, strategies, parts and backbones")
     listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
-    show = command("show", "show what a strategy, a scenario, a part or a backbone is, with its fields and presets")
+    show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
     show.add_argument("name", metavar="NAME")
-    compare = command("compare", "set finished runs side by side, seeds together")
+    compare = command("compare", "compare finished runs in a table, with the mean over seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
-    plot = "draw accuracy against trainable parameters; for TensorBoard, too, in the folder FILE without .png"
+    plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
-    pretrain = command("pretrain", "make a bundled backbone again from public images")
+    pretrain = command("pretrain", "train a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
-    pretrain.add_argument("--data-dir", metavar="DIR", help="where data sets lie (default: CLSIM_DATA_DIR)")
+    pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
     pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
     pretrain.add_argument("--threads", metavar="N", help="CPU threads")
     pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
-    cache = command("cache", "show what the cache of decoded images and features holds")
+    cache = command("cache", "show the contents of the cache of decoded images and features")
     cache.add_argument("--clear", action="store_true", help="empty it")
     return top, commands.choices
 
@@ -110,7 +110,7 @@ def _dispatch(argv: list[str]) -> int:
                 top.parse_args(argv)  # --help and --version end here
             raise unknown("command", name, parsers)
         rest, fields = _apart(rest, parsers[name]) if name == "run" else (rest, [])
-        # intermixed: fields may be written anywhere among the options
+        # intermixed: fields may be anywhere among the options
         given, left = parsers[name].parse_known_intermixed_args(rest)
         if fields:
             given.fields += fields
@@ -133,7 +133,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
-    """The arguments that the parser knows, and fields that are written as options: ``--top-k 3`` -> ``--top-k=3``."""
+    """Arguments in one form: fields written as options become one word, ``--top-k 3`` -> ``--top-k=3``."""
     known, fields = [], []
     needs_value = False
     for argument in arguments:
@@ -153,7 +153,7 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 
 
 def _run(given: argparse.Namespace) -> int:
-    from clsim import config  # late, as all that follows: it loads plug-ins, which takes seconds
+    from clsim import config  # late, like the imports below: it loads plug-ins, which takes seconds
 
     options = {name: getattr(given, name) for name in OPTIONS}
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))

@@ -1,4 +1,4 @@
-"""`clsim compare`: a table of finished runs, in which runs that differ only in their seed share a row."""
+"""`clsim compare`: a table of finished runs; runs that differ only in their seed share a row."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ METRICS = (
 ADAPTATION = ("target_accuracy", "target_class_mean", "target_test_accuracy", "source_accuracy", "adaptation_gain")
 BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
 DETECTION = "task_accuracy"  # only of methods that detect the task of an image
-BASELINE = "source_only"  # adaptation_gain is against it where there is no zero-shot classifier
+BASELINE = "source_only"  # adaptation_gain is relative to it where there is no zero-shot classifier
 COSTS = (
     "trainable_parameters",
     "trainable_percent",
@@ -35,7 +35,7 @@ COSTS = (
     "images_per_second",
     "peak_memory_bytes",
 )
-NAMED = 5  # run directories that a note names
+NAMED = 5  # most run directories that a note lists
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Group:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The metrics of its kind of scenario, the most important first."""
+        """The metrics for its kind of scenario, the most important first."""
         figures = self.runs[0].figures
         return next((names for names in (ADAPTATION, BASE_TO_NEW) if names[0] in figures), METRICS)
 
@@ -66,7 +66,7 @@ class Group:
 def report(paths: Sequence[Path], style: str = "table") -> str:
     """The runs in and below `paths` as text (`table`), Markdown (`md`) or CSV (`csv`). Accuracies are in %.
 
-    Raises RequestError where there is no run, or a file of one is missing or broken.
+    Raises RequestError if there is no run, or if a file of a run is missing or broken.
     """
     finished, unfinished = find(paths)
     groups = group(_with_gains(finished))
@@ -83,7 +83,7 @@ def report(paths: Sequence[Path], style: str = "table") -> str:
 
 
 def _code_notes(runs: Sequence[Run]) -> list[str]:
-    """A line that names the runs made by other code than the present one, if there are any."""
+    """A line that lists the runs made by another version of clsim's code, if there are any."""
     others = [str(run.directory) for run in runs if run.code_note is not None]
     if not others:
         return []
@@ -123,7 +123,7 @@ def _with_gains(runs: Sequence[Run]) -> list[Run]:
 
 
 def _source(run: Run) -> str:
-    """Equal for runs that one BASELINE run is the measure of: the same scenario, backbone and seed."""
+    """Equal for runs that are compared with the same BASELINE run: the same scenario, backbone and seed."""
     names = [run.summary[name] for name in ("scenario", "backbone", "seed")]
     return json.dumps([names, run.scenario_settings], sort_keys=True)
 
@@ -135,7 +135,7 @@ def _key(run: Run) -> str:
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
-    """Groups of runs that differ only in their seed; by scenario, the best average accuracy first."""
+    """Groups of runs that differ only in their seed, sorted by scenario, then by average accuracy, best first."""
     sets = _sets(runs)
     firsts = [members[0] for members in sets]
     titles = []
@@ -157,9 +157,9 @@ def group(runs: Iterable[Run]) -> list[Group]:
 
 
 def _sets(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs of the same `_key` together; apart where one seed occurs twice.
+    """Groups of runs with the same `_key`; separate groups if a seed occurs twice.
 
-    Data, weights or a plug-in's code have changed between such runs, so that their mean would mean nothing.
+    Between such runs the data, the weights or a plug-in's code have changed, so their mean has no meaning.
     """
     by_key: dict[str, list[Run]] = {}
     for run in runs:
@@ -172,9 +172,9 @@ def _sets(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
-    """The name, followed by ``key=value`` of each setting in which one of the others differs.
+    """The name, followed by ``key=value`` for each setting in which another group differs.
 
-    Settings that the others lack are left out: a run of an earlier version has none for the fields of later ones.
+    Settings that the other groups lack are left out: runs of an earlier version lack the fields added later.
     """
     texts = [name]
     for key, value in own.items():
@@ -188,13 +188,13 @@ def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> 
 
 
 def _measures(groups: Sequence[Group]) -> list[str]:
-    """The metrics that are columns: those of any group's scenario, and DETECTION where a method detects tasks."""
+    """The metrics to show as columns: those of every group's scenario, and DETECTION if a method detects tasks."""
     names = list(dict.fromkeys(name for each in groups for name in each.measures))
     return [*names, DETECTION] if any(each.values(DETECTION) for each in groups) else names
 
 
 def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
-    """Heading -> text, for people; `names` are those of the metrics."""
+    """Heading -> text, for people; `names`: the metrics to show."""
     cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
     for name in names:
         cells[f"{name.replace('_', ' ')} %"] = _percent(each.values(name))
@@ -221,7 +221,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _table(groups: Sequence[Group]) -> str:
-    """Aligned columns; each word of a heading has a line of its own."""
+    """Aligned columns; each word of a heading is on a separate line."""
     rows = [_cells(each, _measures(groups)) for each in groups]
     headings = [heading.split() for heading in rows[0]]
     height = max(map(len, headings))
@@ -249,7 +249,7 @@ def _markdown(groups: Sequence[Group]) -> str:
 def _csv(groups: Sequence[Group]) -> str:
     """One table of plain numbers: accuracies and their intervals in %, bytes, seconds.
 
-    `other_code` is "true" where one of the runs was made by other code than the present one, else "false".
+    `other_code` is "true" if one of the runs was made by another version of clsim's code, else "false".
     """
     rows: list[dict[str, Any]] = []
     for each in groups:

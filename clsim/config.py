@@ -1,4 +1,4 @@
-"""What a run is: defaults, overlaid by a preset, a TOML file and the command line, in this order."""
+"""The configuration of a run: defaults, then a preset, a TOML file and the command line; later ones override."""
 
 import copy
 import difflib
@@ -27,10 +27,10 @@ __all__ = ["NOT_COMPARED", "OPTIONS", "PATHS", "RunConfig", "cache_dir", "check"
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, every value settled; the runner may settle `device` and `precision` further.
+    """One run with every value set; the runner may still replace `device` and `precision`.
 
-    `made` holds the strategy, the scenario and the parts once they are made, shared by all runs of a request. It takes
-    no part in comparison, and a pickled configuration goes without it.
+    `made` holds the strategy, the scenario and the parts after they are created. All runs of a request share them. It
+    is ignored in comparisons and is not pickled.
     """
 
     scenario: str
@@ -38,14 +38,14 @@ class RunConfig:
     strategy: str
     strategy_fields: dict[str, Any]  # every field
     preset: str | None
-    parts: tuple[str, ...]  # of --with, each in its one spelling
+    parts: tuple[str, ...]  # of --with, each in its normal form
     backbone: str
     weights: Path | None
     seed: int
     device: str
     precision: str  # fp32, bf16 or auto
-    threads: int | None  # None: whatever the machine gives
-    image_size: int | None  # pixels; None: that of the weights
+    threads: int | None  # None: torch's default
+    image_size: int | None  # pixels; None: the size that the weights were trained with
     eval_every: int | None  # images between evaluations inside an experience
     checkpoint_minutes: float
     data_dir: Path | None
@@ -56,10 +56,10 @@ class RunConfig:
         return vars(self) | {"made": {}}
 
     def hash(self, *fingerprints: str) -> str:
-        """8 hex digits over everything that can change a result; `fingerprints` are those of weights and data.
+        """8 hex digits over everything that can change a result; `fingerprints`: of weights and data.
 
-        Paths are left out. Plug-ins count with the texts of their files and of those of their base classes, built-in
-        or not. Options that are not set do not count: a new one leaves old hashes as they are.
+        Paths are left out. The texts of the plug-ins' files and of their base classes' files are included, built-in or
+        not. Options that are not set are left out, so a new option does not change old hashes.
         """
         options = {name: value for name in HASHED if (value := getattr(self, name)) is not None}
         content = {
@@ -73,15 +73,15 @@ class RunConfig:
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
     def make_strategy(self) -> Any:
-        """A strategy with these fields, the caller's own. Raises RequestError if they do not fit it."""
+        """A new strategy with these fields. Raises RequestError if they do not fit it."""
         return copy.deepcopy(self._strategy)
 
     def make_scenario(self) -> Any:
-        """A scenario with these fields, the caller's own. Raises RequestError if they do not fit it."""
+        """A new scenario with these fields. Raises RequestError if they do not fit it."""
         return copy.deepcopy(self._scenario)
 
     def make_parts(self) -> list[Any]:
-        """The parts of --with, the caller's own, in the order given. Raises RequestError if their fields do not fit."""
+        """New parts of --with, in the order given. Raises RequestError if their fields do not fit."""
         return [copy.deepcopy(each.made) for each in self._parts]
 
     @property
@@ -99,13 +99,13 @@ class RunConfig:
         return [self.made[text] for text in self.parts]
 
     def directory(self, variant: str, digest: str) -> Path:
-        """The run directory; `variant` joins the scenario's name, `digest` comes from `hash`."""
+        """The run directory; `variant` is appended to the scenario's name, `digest` is the result of `hash`."""
         scenario = ".".join(filter(None, (plugins.short_name(self.scenario), variant)))
         last = f"{_safe(self.backbone)}-s{self.seed}-{digest}"
         return self.out / _safe(scenario) / _safe(plugins.short_name(self.strategy)) / last
 
     def to_toml(self) -> str:
-        """The configuration as a file for --config, every default written out; None is the text ``none``."""
+        """The configuration as a file for --config, including all defaults; None is the text ``none``."""
         tables = {
             "scenario": {"name": self.scenario, **self.scenario_fields},
             "strategy": {"name": self.strategy, **self.strategy_fields},
@@ -119,18 +119,18 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, text: str) -> "RunConfig":
-        """What `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available."""
+        """The configuration that `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available."""
         (config,) = _plan(_read_toml(text, "config.toml"), _Layer())
         return config
 
 
 def _key(kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> str:
-    """Equal for what would be made alike."""
+    """Equal for plug-ins with the same class and values."""
     return f"{kind} {name} {values!r}"
 
 
 def _once(made: dict[str, Any], kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> Any:
-    """The plug-in that was made of these values before, or is made now."""
+    """The plug-in with these values: the one created before, or a new one."""
     key = _key(kind, name, values)
     if key not in made:
         made[key] = make(plugins.load(kind, name), values, plugins.short_name(name))
@@ -152,7 +152,7 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    # JSON's escapes are TOML's, but for one control character that TOML wants escaped, too
+    # JSON's escapes are valid in TOML, except for one control character that TOML requires to be escaped, too
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -161,22 +161,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("CLSIM_CACHE_DIR") or "~/.cache/clsim").expanduser()
 
 
-# from what was asked for to runs
+# from the request to runs
 
 
 @dataclass
 class _Layer:
-    """What one source, a TOML file or the command line, asks for."""
+    """The request of one source: a TOML file or the command line."""
 
     options: dict[str, Any] = field(default_factory=dict)
     scenario: dict[str, Any] = field(default_factory=dict)  # its fields
     every: dict[str, Any] = field(default_factory=dict)  # fields of every strategy that has them
-    single: dict[str, dict[str, Any]] = field(default_factory=dict)  # strategy -> fields of it alone
-    flags: set[str] = field(default_factory=set)  # fields that were written as options: --lr 0.1
+    single: dict[str, dict[str, Any]] = field(default_factory=dict)  # strategy -> its own fields
+    flags: set[str] = field(default_factory=set)  # fields given as options: --lr 0.1
     origin: str = ""  # prefix of error messages
 
     def get(self, option: str) -> Any:
-        """The option's value; None, and the text ``none``, where it is not given."""
+        """The option's value; None if it is not given, or given as the text ``none``."""
         value = self.options.get(option)
         return None if isinstance(value, str) and value == "none" else value
 
@@ -184,11 +184,11 @@ class _Layer:
 def plan(
     options: Mapping[str, Any], fields: Sequence[str] | Mapping[str, Any], toml: Path | None = None
 ) -> list[RunConfig]:
-    """Every run that is asked for: each strategy with each seed, in the order given, on each pair of domains.
+    """All runs of the request: each strategy with each seed, in the order given, on each pair of domains.
 
-    `options` has OPTIONS, where None means "not given"; `fields` ``name=value`` texts, or a mapping, with names as
-    on the command line (``x``, ``l2p.x``, ``scenario.x``, ``--x``); `toml` is a file with the same tree. Loads the
-    plug-ins to check values. Raises RequestError for whatever does not fit.
+    `options` has OPTIONS, where None means "not given". `fields` are ``name=value`` texts, or a mapping, with names as
+    on the command line (``x``, ``l2p.x``, ``scenario.x``, ``--x``). `toml` is a file with the same structure. Loads the
+    plug-ins to check values. Raises RequestError for everything that does not fit.
     """
     pairs = fields if isinstance(fields, Mapping) else dict(map(split_field, fields))
     if toml is not None and not toml.is_file():
@@ -198,7 +198,7 @@ def plan(
 
 
 def _command_line(options: Mapping[str, Any], pairs: Mapping[str, Any]) -> _Layer:
-    """The layer of what was given as options and fields."""
+    """The layer with the given options and fields."""
     layer = _Layer()
     for name, value in options.items():
         if name not in OPTIONS:
@@ -240,7 +240,7 @@ def _read_toml(text: str, origin: str) -> _Layer:
 
 
 def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
-    """The runs of two layers, the second winning."""
+    """The runs of two layers; the second overrides the first."""
 
     def option(name: str) -> Any:
         given = [layer.get(name) for layer in (line, file)]
@@ -252,7 +252,7 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
     strategies = _strategies(option("strategy"))
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
     values, backbones = _presets(classes, option("preset"))
-    # a file that compares several strategies may be run with one of them
+    # a file for several strategies may be run with only one of them
     for layer, others in ((file, _names(file.get("strategy") or ())), (line, [])):
         try:
             _assign(layer, classes, scenario_class, values, others)
@@ -280,17 +280,17 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
 
 
 def _streams(scenario: str, asked: Any, made: dict[str, Any]) -> list[dict[str, Any]]:
-    """The fields of each stream that a scenario stands for: one, or one for each pair of domains."""
+    """The fields of each stream of a scenario: one stream, or one for each pair of domains."""
     settled = resolved(asked)
     made[_key("scenarios", scenario, settled)] = asked
     return [settled | changes for changes in asked.expanded()]
 
 
 def _fitting(strategy: Any, name: str, parts: Iterable[NamedPart]) -> Any:
-    """The strategy itself. Raises RequestError for a part that adds to a loss where there is none."""
+    """Returns the strategy. Raises RequestError if a part adds to a loss and the strategy has none."""
     for each in parts:
         if getattr(each.made, "adds_to_loss", False) and not strategy.has_gradients:
-            raise RequestError(f"--with {each.text} adds to the training loss, and {name} learns without one")
+            raise RequestError(f"--with {each.text} adds to the training loss, but {name} learns without one")
     return strategy
 
 
@@ -313,7 +313,7 @@ def _strategies(names: Sequence[str]) -> dict[str, str]:
 
 
 def _presets(classes: Mapping[str, type[Any]], preset: str | None) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Each strategy's values from the preset, and the backbones that it asks for."""
+    """Each strategy's values from the preset, and the backbones that the preset needs."""
     if preset is not None and not any(preset in cls.presets for cls in classes.values()):
         known = {name for cls in classes.values() for name in cls.presets}
         raise unknown(f"preset of {', '.join(classes)}", preset, known)
@@ -329,7 +329,7 @@ def _assign(
     values: dict[str, dict[str, Any]],
     others: Sequence[str],
 ) -> None:
-    """Put a layer's fields into each strategy's `values`; those of `others` that are not in the run are left out."""
+    """Put a layer's fields into each strategy's `values`; fields of `others` (not in the run) are left out."""
     for key, value in layer.every.items():
         owners = [name for name, cls in classes.items() if key in field_types(cls)]
         if not owners and key in layer.flags - field_types(scenario_class).keys():

@@ -1,4 +1,4 @@
-"""Evaluation: images without labels -> predictions, each of which depends on its image alone."""
+"""Evaluation: images without labels -> predictions; each prediction depends only on its own image."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,10 +17,10 @@ from clsim.tools import EVAL_BATCH
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a learner says of n images."""
+    """A learner's predictions for n images."""
 
     classes: NDArray[np.int64]  # (n,)
-    tasks: NDArray[np.int64] | None  # (n,) the detected experiences, where the method detects them
+    tasks: NDArray[np.int64] | None  # (n,) detected experiences, if the method detects them
 
 
 @torch.no_grad()
@@ -32,9 +32,9 @@ def predict(
     device: torch.device,
     task: int | None = None,
 ) -> Predicted:
-    """The class, among `allowed`, that the learner gives each image; `task` is told where the protocol reveals it.
+    """The predicted class of each image, among `allowed`; the batches have `task` if the protocol reveals it.
 
-    Of each (count, batch) the first `count` images are real, the others fill the batch up.
+    In each (count, batch) the first `count` images are real; the others only fill the batch.
     """
     classes = torch.tensor(allowed, device=device)
     predicted, tasks = [], []
@@ -62,7 +62,7 @@ def predict_rows(
 
 @dataclass(frozen=True)
 class Together:
-    """Test experiences whose images can share batches: one table, the same classes, the same task."""
+    """Test experiences whose images can share batches: the same table, classes and task."""
 
     columns: tuple[Experience, ...]
     classes: tuple[int, ...]
@@ -74,7 +74,7 @@ class Together:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """(n,) rows of all of them, ascending."""
+        """(n,) rows of all experiences of the group, ascending."""
         return np.sort(np.concatenate([column.rows for column in self.columns]))
 
 

@@ -1,4 +1,4 @@
-"""What happens in a run, and who may react: EVENTS, Part, State and Step. Imports nothing of clsim when it runs."""
+"""The events of a run and their handlers: EVENTS, Part, State and Step. At run time this imports nothing of clsim."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEP_EVENTS = (
     "after_update",
     "after_training_iteration",
 )
-# All events in the order in which they are raised; names and order are Avalanche's. The others take a State.
+# All events in the order in which they are raised (Avalanche's names and order). Handlers of the others take a State.
 EVENTS = (
     "before_training",
     "before_training_exp",
@@ -44,7 +44,7 @@ EVENTS = (
     "after_eval",
     "after_training",
 )
-# methods that clsim calls, with the arguments that it gives them
+# methods that clsim calls, with their arguments
 CALLED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(EVENTS, ("s",)),
     "loss": ("s",),
@@ -65,10 +65,9 @@ T = TypeVar("T")
 class Part:
     """A callback: a memory, a regulariser or a recorder with methods named after events (Avalanche: a plugin).
 
-    A handler takes a Step if its event is one of STEP_EVENTS, else a State. TypeError is raised when the class is made
-    for a method whose name begins with `before_` or `after_` and is no event, and for a method that cannot take what
-    clsim gives it. What a part remembers it returns from `state` and takes back in `load`: a checkpoint may be written
-    after any step.
+    A handler takes a Step if its event is one of STEP_EVENTS, else a State. Defining the class raises TypeError if a
+    method's name begins with `before_` or `after_` but is no event, or if a method cannot take the arguments that clsim
+    passes. A part saves its memory in `state` and restores it in `load`: a checkpoint may be written after any step.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -79,21 +78,21 @@ class Part:
             if name in CALLED and isinstance(value, FunctionType):
                 _check_signature(cls.__name__, name, value)
 
-    short: ClassVar[tuple[str, ...]] = ()  # fields of the short form: ("alpha", "size") makes `--with NAME:0.5:500`
-    aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # other names on the command line, with fields that they set
-    adds_to_loss: ClassVar[bool] = False  # whether it needs a training loss to add to
+    short: ClassVar[tuple[str, ...]] = ()  # fields of the short form: ("alpha", "size") allows `--with NAME:0.5:500`
+    aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # other names on the command line, and the fields they set
+    adds_to_loss: ClassVar[bool] = False  # whether it adds a term to the training loss
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that it keeps of earlier experiences: images, logits, copies and importances of weights."""
+        """Bytes that it keeps from earlier experiences: images, logits, copies and importances of weights."""
         return 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold: a tree of dicts and lists with tensors and JSON values."""
+        """Its content for a checkpoint: a tree of dicts and lists with tensors and JSON values."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
 
 
 def _check_signature(owner: str, name: str, method: FunctionType) -> None:
@@ -111,36 +110,36 @@ def _check_signature(owner: str, name: str, method: FunctionType) -> None:
 class State:
     """The state of a run, passed to the handlers of its events and to `Strategy.fit`.
 
-    What exists only for some time (`experience`, `optimizer`) raises RuntimeError outside of it.
+    `experience` and `optimizer` exist only for some time; at other times they raise RuntimeError.
     """
 
     learner: torch.nn.Module  # tower, tuner and head: (Batch) -> Outputs or (B, num_classes) logits
     info: StreamInfo
     seed: int
-    mask: str = "seen"  # classes that the training loss's softmax includes: the strategy's field
+    mask: str = "seen"  # classes included in the training loss's softmax: the strategy's field
     tools: Tools | None = None  # forward passes, batches, features, logging: use the methods below
-    trained: int = 0  # experiences finished
-    begun: tuple[ExperienceInfo, ...] = ()  # experiences begun, in order; `Strategy.begin` is replayed for them
-    seen: tuple[int, ...] = ()  # classes met so far, those of the current experience included; sorted
+    trained: int = 0  # number of finished experiences
+    begun: tuple[ExperienceInfo, ...] = ()  # experiences begun, in order; resuming repeats `Strategy.begin` for each
+    seen: tuple[int, ...] = ()  # classes seen so far, including the current experience's; sorted
     epoch: int = 0  # within the experience
     epoch_steps: int = 0  # updates done in this epoch
     step: int = 0  # updates since the run began
     exp_steps: int = 0  # updates that this experience will take
-    exp_first: int = 0  # `step` at its first
+    exp_first: int = 0  # `step` at the first update of this experience
     correct: list[list[int | None]] = field(default_factory=list)  # the counts so far, see clsim.metrics
     total: list[int] = field(default_factory=list)
-    task_correct: list[list[int | None]] = field(default_factory=list)  # images whose task was detected rightly
+    task_correct: list[list[int | None]] = field(default_factory=list)  # images whose task was detected correctly
     anytime: list[dict[str, Any]] = field(default_factory=list)  # evaluations inside experiences: images, step, correct
-    confusion: NDArray[np.int64] | None = None  # (K,K) counts, class by prediction, of the target in adaptation
+    confusion: NDArray[np.int64] | None = None  # (K,K) counts of the target in adaptation: class by prediction
     has_baseline_row: bool = False  # whether the first row of `correct` was measured before any training
-    metrics: dict[str, float | None] = field(default_factory=dict)  # of `correct`; set before after_eval
+    metrics: dict[str, float | None] = field(default_factory=dict)  # computed from `correct`; set before after_eval
     current: Experience | None = field(default=None, repr=False)
     made_optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     _sets: dict[tuple[str, tuple[int, ...]], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def experience(self) -> Experience:
-        """The experience that is being learned, or was last."""
+        """The experience that is being learned, or the last one learned."""
         return _there(self.current, "experience before the first one")
 
     @property
@@ -150,11 +149,11 @@ class State:
 
     @property
     def progress(self) -> float:
-        """How much of the experience's training is done, from 0 to 1."""
+        """The fraction of the experience's training that is done, from 0 to 1."""
         return (self.step - self.exp_first) / self.exp_steps if self.exp_steps else 0.0
 
     def learner_as(self, kind: type[T]) -> T:
-        """The learner as a `kind`, which it is. Raises TypeError if not."""
+        """The learner, typed as `kind`. Raises TypeError if it is not one."""
         return _as(self.learner, kind)
 
     def outputs(self, batch: Batch, weights: Mapping[str, torch.Tensor] | None = None) -> Outputs:
@@ -173,7 +172,7 @@ class State:
         return self._tools.clean(self.experience.rows if rows is None else rows)
 
     def replay_batch(self, rows: NDArray[np.int64], name: str) -> Batch:
-        """A labelled batch of remembered rows, augmented by the random stream called `name`."""
+        """A labelled batch of these rows, augmented with the random stream called `name`."""
         return self._tools.augmented(rows, len(rows), name, self)
 
     def features(self, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -181,7 +180,7 @@ class State:
         return self._tools.features(rows)
 
     def log(self, name: str, value: Any) -> None:
-        """Record a number or a list of numbers under a name. A tensor is read when the epoch ends: nothing waits."""
+        """Record a number or a list of numbers under a name. A tensor is read only at the end of the epoch."""
         if self.tools is not None:
             self.tools.log(self, name, value)
 
@@ -195,7 +194,7 @@ class State:
         return self._set("ids", classes, list(classes))
 
     def _set(self, kind: str, classes: Sequence[int], values: list[Any]) -> torch.Tensor:
-        import torch  # late: this module is read by commands that do without torch
+        import torch  # late: commands that do not need torch import this module
 
         key = kind, tuple(classes)
         if key not in self._sets:
@@ -210,7 +209,7 @@ class State:
 
 
 class _OfRun:
-    """An attribute of a Step that is the same attribute of its run."""
+    """An attribute of a Step that returns the same attribute of its run."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -224,10 +223,10 @@ def _of_run() -> Any:
 
 
 class Step:
-    """One update, passed to the handlers of STEP_EVENTS and to `Strategy.loss`: the run's State, and what is its own.
+    """One update, passed to the handlers of STEP_EVENTS and to `Strategy.loss`: the run's State and the update's data.
 
-    `batch` exists from before_forward on, `outputs` and `logits` from after_forward on, `loss` from before_backward on;
-    earlier they raise RuntimeError. Handlers may set `replay` in before_training_iteration and `loss` in
+    `batch` exists from before_forward on, `outputs` and `logits` from after_forward on, `loss` from before_backward on.
+    Before that they raise RuntimeError. Handlers may set `replay` in before_training_iteration and `loss` in
     before_backward.
     """
 
@@ -247,10 +246,10 @@ class Step:
     optimizer: torch.optim.Optimizer = _of_run()
 
     def __init__(self, run: State, rows: NDArray[np.int64], batch: Batch | None = None) -> None:
-        """`rows` are those of the training table that the stream brings in this step."""
+        """`rows`: the stream's rows of the training table for this step."""
         self.run = run
         self.rows = rows
-        self.replay: NDArray[np.int64] | None = None  # rows to learn together with them
+        self.replay: NDArray[np.int64] | None = None  # rows to add to the batch
         self._batch = batch
         self._outputs: Outputs | None = None
         self._loss: torch.Tensor | None = None
@@ -267,7 +266,7 @@ class Step:
 
     @property
     def outputs(self) -> Outputs:
-        """What the learner returned for the batch; its logits are float32."""
+        """The learner's outputs for the batch, with float32 logits."""
         return _there(self._outputs, "outputs before after_forward")
 
     @outputs.setter
@@ -291,7 +290,7 @@ class Step:
         self._loss = loss
 
     def outputs_as(self, kind: type[T]) -> T:
-        """The outputs as a `kind`, which the strategy's own learner returned. Raises TypeError if not."""
+        """The outputs, typed as `kind`. Raises TypeError if the learner returned another type."""
         return _as(self.outputs, kind)
 
     def learner_as(self, kind: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""The first name of `clsim.bases`, kept for users' strategies."""
+"""The old name of `clsim.bases`, kept for users' strategies."""
 
 from clsim.bases import Adaptation, PromptPools, TextPrompts, TextTuner, Tuner
 

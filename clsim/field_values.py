@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 def split_field(text: str) -> tuple[str, str]:
-    """``name=value`` -> name and value. Raises RequestError where there is no ``=``."""
+    """``name=value`` -> name and value. Raises RequestError if there is no ``=``."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise RequestError(f"{text!r} is neither an option nor a field with its value, e.g. epochs=1")
+        raise RequestError(f"{text!r} is neither an option nor a field with a value, e.g. epochs=1")
     return name, value
 
 
 def check(value: Any, annotation: Any, name: str) -> Any:
-    """A value, or its text from the command line, as the type of the field `name`.
+    """A value, or its text from the command line, converted to the type of the field `name`.
 
-    Types are bool, int, float, str, Literal, tuples and unions of these; the text ``none`` is None where the type
-    allows it. Raises RequestError with what was expected.
+    Types are bool, int, float, str, Literal, tuples and unions of these. The text ``none`` is None if the type allows
+    it. Raises RequestError that describes the expected value.
     """
     try:
         return _convert(value, annotation)
@@ -36,7 +36,7 @@ def check(value: Any, annotation: Any, name: str) -> Any:
 
 
 def _convert(value: Any, annotation: Any) -> Any:
-    """`check`, with a bare ValueError."""
+    """`check`, but it raises a plain ValueError."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         if NoneType in inner and (value is None or value == "none"):
@@ -75,7 +75,7 @@ def _convert_bool(value: Any) -> bool:
 
 
 def _convert_tuple(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``a,b`` or a list -> tuple; a single value that is no text stands for a tuple of one."""
+    """``a,b`` or a list -> tuple; a single value that is not a text becomes a tuple of one."""
     if isinstance(value, str):
         value = [item.strip() for item in value.split(",") if item.strip()]
     items = list(value) if isinstance(value, list | tuple) else [value]
@@ -87,7 +87,7 @@ def _convert_tuple(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """What may be written for a Literal, with or without None; nothing for other types."""
+    """The allowed texts of a Literal, with or without None; empty for other types."""
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     if get_origin(annotation) not in (Union, UnionType):
@@ -112,7 +112,7 @@ def _expected(annotation: Any) -> str:
 
 
 def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
-    """An instance of a plug-in from values of some of its fields. Raises RequestError that begins with `name`."""
+    """A plug-in with values for some of its fields. Raises RequestError; its message begins with `name`."""
     types = field_types(cls)
     try:
         for key in values:
@@ -127,7 +127,7 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
 
 
 def field_types(cls: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass's fields; a class that is no dataclass has none."""
+    """The types of a dataclass's fields; empty for a class that is not a dataclass."""
     if not is_dataclass(cls):
         return {}
     hints = get_type_hints(cls)
@@ -135,7 +135,7 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:
-    """The defaults of a dataclass's fields, of those that have one."""
+    """The defaults of those dataclass fields that have one."""
     own = {f.name: f for f in fields(cls)} if is_dataclass(cls) else {}
     plain = {name: f.default for name, f in own.items() if f.default is not MISSING}
     return plain | {name: f.default_factory() for name, f in own.items() if f.default_factory is not MISSING}
@@ -147,5 +147,5 @@ def _required(cls: type[Any]) -> list[str]:
 
 
 def resolved(instance: Any) -> dict[str, Any]:
-    """Every field of a plug-in with its value, in its type: a default of 0 for a float is 0.0."""
+    """Every field of a plug-in with its value, converted to its type: a default of 0 for a float is 0.0."""
     return {key: check(getattr(instance, key), kind, key) for key, kind in field_types(type(instance)).items()}

@@ -1,4 +1,4 @@
-"""The machine: which device and precision a run uses, torch's settings while it runs, and how much memory it needs."""
+"""The machine: a run's device and precision, torch's settings during the run, and the memory it needs."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from clsim.errors import RequestError
 def settled(device: str, precision: str) -> tuple[str, str]:
     """Device and precision with "auto" replaced by the best that this machine has.
 
-    Raises RequestError for a CUDA device where torch sees none.
+    Raises RequestError for a CUDA device if torch finds none.
     """
     if device == "auto":
         device = best_device()
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RequestError(f"--device {device}: torch sees no CUDA device here")
+        raise RequestError(f"--device {device}: torch finds no CUDA device on this machine")
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
         precision = "bf16" if fast else "fp32"
@@ -27,7 +27,7 @@ def settled(device: str, precision: str) -> tuple[str, str]:
 
 
 def best_device() -> str:
-    """ "cuda" where torch sees a GPU, else "cpu"."""
+    """ "cuda" if torch finds a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -39,7 +39,7 @@ def cpu_has_bf16() -> bool:
 
 @contextlib.contextmanager
 def torch_settings(threads: int | None) -> Iterator[None]:
-    """Deterministic algorithms, and this number of threads unless None; then the caller's settings and random state."""
+    """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after."""
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     with torch.random.fork_rng(devices=[]):
@@ -54,7 +54,7 @@ def torch_settings(threads: int | None) -> Iterator[None]:
 
 
 def reset_peak_memory() -> None:
-    """Set the peak to the present use, where Linux allows it: earlier runs of this process must not count."""
+    """Reset the peak to the present use, if Linux allows it: earlier runs of this process must not count."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
@@ -62,7 +62,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The process's largest resident memory, or the GPU's where there is one, in bytes."""
+    """The peak resident memory of the process, or of the GPU if there is one, in bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A strategy's learner: built, grown from experience to experience, and saved without what is frozen."""
+"""A strategy's learner: how it is built, grown for each experience, and saved without its frozen towers."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from clsim.strategy import Strategy
 def build_learner(
     strategy: Strategy, backbone: Backbone, info: StreamInfo, seed: int, device: torch.device, bf16: bool
 ) -> tuple[nn.Module, Tower | None]:
-    """The learner, initialised from its own random stream, and the image tower for the feature bank where one is read.
+    """The learner, initialised from its own random stream, and the image tower for the feature bank if one is used.
 
-    Towers that stay frozen are kept in bfloat16 where the run computes in it: nothing has to be cast at each step.
+    If the run computes in bfloat16, towers that stay frozen are kept in it, so nothing is cast at each step.
     """
     image = backbone.image
     image.pixels = replace(image.pixels, interpolation=strategy.interpolation)
@@ -40,17 +40,17 @@ def build_learner(
 
 
 def begin(strategy: Strategy, learner: nn.Module, experience: ExperienceInfo, seed: int, device: torch.device) -> None:
-    """Let the strategy prepare its learner for an experience, with random numbers of the experience's own stream."""
+    """Let the strategy prepare its learner for an experience; random numbers come from the experience's own stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "begin", experience.index))
         strategy.begin(learner, experience)
-    learner.to(device)  # what was added now
+    learner.to(device)  # parameters that were just added
 
 
 def replay(
     strategy: Strategy, learner: nn.Module, experiences: Sequence[ExperienceInfo], seed: int, device: torch.device
 ) -> None:
-    """Give a new learner the shape that it had after beginning these experiences; its weights are loaded next."""
+    """Call `begin` for these experiences, so that a new learner has the right shape; its weights are loaded next."""
     for experience in experiences:
         begin(strategy, learner, experience, seed, device)
 
@@ -60,7 +60,7 @@ def _frozen(tower: Tower) -> bool:
 
 
 def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
-    """The learner's tensors without those of frozen towers, which the backbone's name stands for."""
+    """The learner's tensors, without frozen towers (the backbone's name is enough to load them)."""
     frozen: set[str] = set()
     for prefix, module in learner.named_modules(remove_duplicate=False):  # two parts may share a tower
         if isinstance(module, Tower):
@@ -70,12 +70,12 @@ def learner_state(learner: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_learner(learner: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy what `learner_state` gave into place. Raises RequestError if it is another learner's."""
-    # a strategy may have let more of a tower learn since the learner was made, but never less
+    """Copy a state from `learner_state` into the learner. Raises RequestError if it is from another learner."""
+    # since the learner was made, a strategy may have unfrozen more of a tower, but never less
     strange = (learner_state(learner).keys() - state.keys()) | (state.keys() - learner.state_dict().keys())
     if strange:
         raise RequestError(
-            f"the saved weights are of another learner ({min(strange)}). Has its code changed? --fresh starts again. "
-            "Does it grow? What grows must be added in `begin`, which is repeated on resuming and loading"
+            f"the saved weights are from another learner ({min(strange)}). If its code has changed, use --fresh. "
+            "If it grows, add the new parameters in `begin`, which is called again on resuming and loading"
         )
     learner.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""What `clsim list`, `show` and `cache` print, from files that are read and never run."""
+"""The output of `clsim list`, `show` and `cache`. Plug-in files are read and never run."""
 
 import json
 import re
@@ -16,7 +16,7 @@ CACHED = ("tables", "features")  # folders of the cache
 
 
 def names(section: str | None = None, plain: bool = False) -> str:
-    """What there is, in one section or all of them: with summaries, or plainly one name a line.
+    """The plug-ins and backbones of one section or all sections: with summaries, or (plain) one name per line.
 
     Raises RequestError for an unknown section.
     """
@@ -31,11 +31,11 @@ def names(section: str | None = None, plain: bool = False) -> str:
             continue
         summaries = registry.BUNDLED | registry.FAMILIES if kind is None else {n: _summary(kind, n) for n in known}
         blocks.append(f"{each}\n{columns([(f'  {name}', summary) for name, summary in summaries.items()])}\n")
-    return "\n".join(blocks if plain else [*blocks, "`clsim show NAME` says more about each."])
+    return "\n".join(blocks if plain else [*blocks, "`clsim show NAME` describes each in detail."])
 
 
 def _summary(kind: plugins.Kind, name: str) -> str:
-    """A plug-in's summary, or why there is none: one that cannot be read must not hide the others."""
+    """A plug-in's summary, or the reason why it cannot be read: a broken plug-in must not hide the others."""
     try:
         return plugins.describe(kind, name).summary
     except RequestError as error:
@@ -43,7 +43,7 @@ def _summary(kind: plugins.Kind, name: str) -> str:
 
 
 def about(name: str) -> str:
-    """Everything about a strategy, a scenario, a part or a bundled backbone. Raises RequestError if there is none."""
+    """The full description of a strategy, scenario, part or bundled backbone. Raises RequestError if there is none."""
     if name in registry.BUNDLED:
         return _backbone(name)
     kinds = plugins.kinds(name)
@@ -54,14 +54,14 @@ def about(name: str) -> str:
 
 
 def _backbone(name: str) -> str:
-    """A backbone's description, and the notes that its weights come with."""
+    """A backbone's description, and the notes stored with its weights."""
     text = f"{name} (backbone)\n\n{registry.describe(name)}"
     notes = Path(registry.__file__).parent / "weights" / f"{name}.json"
     return "\n".join([text, "", *_tree(json.loads(notes.read_text()))]) if notes.is_file() else text
 
 
 def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
-    """Nested values, one a line."""
+    """Nested values, one per line."""
     lines = []
     for key, item in value.items():
         title = f"{indent}{key.replace('_', ' ')}:"
@@ -73,7 +73,7 @@ def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _plugin(plugin: plugins.Description) -> str:
-    """What a plug-in's file says."""
+    """A plug-in's description from its file."""
     single = plugins.SINGULAR[plugin.kind]
     prefix = "scenario." if plugin.kind == "scenarios" else ""
     blocks = [f"{plugin.name} ({single})", plugin.doc, f"file: {plugin.path}", _spellings(plugin)]
@@ -91,7 +91,7 @@ def _plugin(plugin: plugins.Description) -> str:
 
 
 def _spellings(plugin: plugins.Description) -> str:
-    """The other ways to ask for a part or a strategy."""
+    """Other ways to write a part or a strategy on the command line."""
     if plugin.same_as:
         return f"the same as: {plugin.same_as}"
     lines = []
@@ -127,7 +127,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cache(folder: Path) -> str:
-    """Where the cache is and what it holds."""
+    """The cache's folder and contents."""
     entries = _entries(folder)
     rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
     total = f"{folder}: {size_text(sum(map(size, entries)))} in {len(entries)} entries"
@@ -135,7 +135,7 @@ def cache(folder: Path) -> str:
 
 
 def clear_cache(folder: Path) -> str:
-    """Empty the cache; what was removed."""
+    """Empty the cache; returns a list of what was removed."""
     entries = _entries(folder)
     rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
     for entry in entries:
@@ -143,11 +143,11 @@ def clear_cache(folder: Path) -> str:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    return f"removed from {folder}:\n{columns(rows)}" if rows else f"{folder}: empty already"
+    return f"removed from {folder}:\n{columns(rows)}" if rows else f"{folder}: already empty"
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Every table and feature bank; other files in the folder are left alone."""
+    """Every table and feature bank; other files in the folder are ignored."""
     return [entry for kind in CACHED if (folder / kind).is_dir() for entry in sorted((folder / kind).iterdir())]
 
 

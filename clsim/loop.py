@@ -1,4 +1,4 @@
-"""The only training and evaluation loop. It raises the events; everything else reacts to them."""
+"""The only training and evaluation loop. It raises the events; everything else handles them."""
 
 import math
 import time
@@ -28,12 +28,12 @@ class Cost:
 
     seconds_training: float = 0.0
     seconds_evaluation: float = 0.0
-    images: int = 0  # of the stream, each time one was trained on
+    images: int = 0  # trained images of the stream; an image counts each time it is trained on
 
 
 @dataclass
 class Loop:
-    """One strategy on one benchmark. `run` goes on from wherever `state` stands."""
+    """One strategy on one benchmark. `run` continues from the position in `state`."""
 
     strategy: Strategy
     benchmark: Benchmark
@@ -42,11 +42,11 @@ class Loop:
     state: State
     parts: Sequence[Part]  # after the strategy's own handlers, in this order: its parts, then recorders
     bf16: bool
-    save: Callable[["Loop"], None]  # called where the run can be resumed
+    save: Callable[["Loop"], None]  # called at points from which the run can be resumed
     log: Callable[[State, str, object], None] = lambda s, name, value: None
-    save_seconds: float = math.inf  # save inside an experience when so much time has passed since the last save
+    save_seconds: float = math.inf  # seconds between saves inside an experience
     eval_every: int | None = None  # images of the stream between evaluations inside an experience
-    inside: bool = False  # whether the current experience has begun and is not over: a resumed run goes on in it
+    inside: bool = False  # whether the current experience has begun and not ended: a resumed run continues it
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Loop:
         self.tools = Tools(self.state.learner, self.train_loader, how, self.bf16, self.log)
         self.state.tools = self.tools
         self.state.mask = self.strategy.mask
-        self._losses: list[Tensor] = []  # of the updates since they were last checked
+        self._losses: list[Tensor] = []  # of the updates since the last check
         self._saved_at = time.monotonic()
         self._counted_at = time.perf_counter()
 
@@ -64,7 +64,7 @@ class Loop:
         return self.benchmark.rules
 
     def run(self) -> None:
-        """Train on every experience that is left, evaluating after each. Raises RunFailed if the loss is not finite."""
+        """Train on each remaining experience and evaluate after it. Raises RunFailed if the loss is not finite."""
         s = self.state
         experiences = self.strategy.experiences(self.benchmark.train_stream)
         self._raise("before_training", s)
@@ -84,7 +84,7 @@ class Loop:
         self._raise("after_training", s)
 
     def _has_baseline(self, num_experiences: int) -> bool:
-        """Whether a row of accuracies before any training means something."""
+        """Whether accuracies before any training are meaningful."""
         whole = num_experiences == len(self.benchmark.train_stream)
         return whole and self.rules.tests_ahead(self.strategy.scores_unseen)
 
@@ -117,7 +117,7 @@ class Loop:
         self._end(experience, passes)
 
     def _begin(self, experience: Experience, passes: int) -> None:
-        """The learner's new parts, the handlers, and an optimizer over what learns now."""
+        """Prepare the learner, call the handlers, and make an optimizer over the parameters that now learn."""
         s = self.state
         if experience.boundary:
             begin(self.strategy, s.learner, experience.info, s.seed, self.train_loader.device)
@@ -128,7 +128,7 @@ class Loop:
         self.inside = True
 
     def _end(self, experience: Experience, passes: int) -> None:
-        """The closed form, if the strategy has one, and the handlers. What parts do then is part of a method's cost."""
+        """Call `fit` if the strategy has one, then the handlers. The handlers' time is part of a method's cost."""
         s = self.state
         began = time.perf_counter()
         s.epoch = s.epoch_steps = 0
@@ -149,7 +149,7 @@ class Loop:
             self._counted_at = time.perf_counter()
             if not s.epoch_steps:
                 self._raise("before_training_epoch", s)
-                # drop-out and the like draw from the global state, which is set so that a resumed run draws the same
+                # drop-out uses the global random state: set it, so that a resumed run draws the same numbers
                 torch.manual_seed(rng.derive(s.seed, "learner", experience.index, s.epoch))
             self._epoch(experience, per_epoch)
             self._check_losses()
@@ -160,7 +160,7 @@ class Loop:
                 self._save()
 
     def _epoch(self, experience: Experience, per_epoch: int) -> None:
-        """The steps of an epoch that are left."""
+        """The remaining steps of an epoch."""
         s, size = self.state, self.strategy.batch_size
         if experience.ordered:
             order = np.arange(len(experience.rows))
@@ -186,7 +186,7 @@ class Loop:
         return time.monotonic() - self._saved_at >= self.save_seconds
 
     def _count_time(self) -> None:
-        """Add the time since this was last called, or since the epoch began, to the cost of training."""
+        """Add the time since the last call, or since the epoch began, to the cost of training."""
         now = time.perf_counter()
         self.cost.seconds_training += now - self._counted_at
         self._counted_at = now
@@ -220,7 +220,7 @@ class Loop:
         self._raise("after_training_iteration", step)
 
     def _check_losses(self) -> None:
-        """Raises RunFailed at the first loss that was not finite: read once an epoch, so that a GPU need not wait."""
+        """Raises RunFailed for the first loss that is not finite. Losses are read once an epoch, so no step waits."""
         losses, self._losses = self._losses, []
         if not losses:
             return
@@ -267,11 +267,11 @@ class Loop:
         s.anytime.append({"images": self.cost.images, "step": s.step, "correct": row})
         took = time.perf_counter() - began
         self.cost.seconds_evaluation += took
-        self.cost.seconds_training -= took  # this lies inside an epoch, whose time is counted as training
+        self.cost.seconds_training -= took  # it happened inside an epoch, whose time counts as training
         self._raise("after_anytime_eval", s)
 
     def _counts(self, columns: Sequence[Experience], events: bool) -> tuple[list[int | None], list[int | None] | None]:
-        """Of each test experience, how many images are classified rightly, and whose task is detected rightly."""
+        """Two counts for each test experience: images with the correct class, and images with the correct task."""
         s = self.state
         s.learner.eval()
         row: list[int | None] = [None] * len(self.benchmark.test_stream)
@@ -297,13 +297,13 @@ class Loop:
         return row, tasks if detected else None
 
     def measures(self) -> metrics.Measures:
-        """Every measure of the protocol, as far as the run has come."""
+        """All measures of the protocol for the run so far."""
         found = self.rules.measures(self.state, self.strategy.scores_unseen)
         accuracy = self.task_accuracy()
         return found if accuracy is None else replace(found, values={**found.values, "task_accuracy": accuracy})
 
     def task_accuracy(self) -> float | None:
-        """The share of the images last tested whose experience the method detected; None if it detects none."""
+        """The share of the last tested images with a correctly detected experience; None if the method detects none."""
         s = self.state
         if not s.task_correct or len(s.task_correct) < len(s.correct):
             return None
@@ -318,16 +318,16 @@ class Loop:
 
 
 class Rates:
-    """Learning rates of an optimizer's groups, each in its own proportion to the schedule's."""
+    """Learning rates of an optimizer's groups; each is a fixed factor times the schedule's rate."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, base: float) -> None:
-        """`base` is the rate that the groups were made with."""
+        """`base`: the rate with which the groups were made."""
         self.optimizer = optimizer
         for group in optimizer.param_groups:
-            # kept in the group, and with it in checkpoints: a resumed optimizer stands in the middle of its schedule
+            # stored in the group, so also in checkpoints: a resumed optimizer continues in the middle of its schedule
             group.setdefault("factor", group["lr"] / base if base else 1.0)
 
     def set(self, lr: float) -> None:
-        """Set the rate of the schedule."""
+        """Set the schedule's rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]

@@ -1,8 +1,8 @@
-"""Counts of right answers -> every measure of continual learning. Needs NumPy only.
+"""Counts of correct predictions -> every measure of continual learning. Needs only NumPy.
 
-Write R[t, j] for the accuracy on the test images of experience j after learning experiences 1 to t, of T. Counts come
-as one row for each t, with one cell for each j; a cell that was never evaluated is None. Where the first row was
-measured before any training (b in the definitions), callers say so with `before=True`.
+R[t, j] is the accuracy on the test images of experience j after learning experiences 1 to t, of T. Counts have one row
+for each t, with one cell for each j; a cell that was never evaluated is None. If the first row was measured before any
+training (b in the definitions), callers pass `before=True`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ NOT_EACH_TIME = "not tested after each experience on all that were learned"
 NOT_AHEAD = "experiences are not tested before they are learned"
 NO_BASELINE = "not tested before training"
 
-# the mean of no terms needs no other reason than that there are too few experiences; of terms never measured, these
+# reasons for a mean over terms that were never measured; if there are no terms, the reason is too few experiences
 REASONS = {
     "average_accuracy": NOT_TESTED,
     "average_incremental_accuracy": NOT_EACH_TIME,
@@ -55,20 +55,20 @@ def accuracy_matrix(correct: Counts, total: Sequence[int]) -> NDArray[np.float64
 
 
 def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Measures:
-    """Every measure after the last of the rows, in the middle of a run or at its end.
+    """Every measure after the last row, in the middle of a run or at its end.
 
-    `correct` has a row for each experience learned, after one for the untrained learner if `before`. With t rows:
+    `correct` has a row for each experience learned, after one for the untrained learner if `before`. With t learned:
 
     - average_accuracy A_t: mean of R[t, j] over j <= t
     - average_incremental_accuracy: mean of A_1 to A_t
     - forgetting: mean over j < t of max over l < t of R[l, j], minus R[t, j] (Chaudhry et al. 2018,
-      arXiv:1801.10112); cells never evaluated take no part in the maximum
+      arXiv:1801.10112); the maximum ignores cells that were never evaluated
     - backward_transfer: mean over j < t of R[t, j] - R[j, j] (Lopez-Paz and Ranzato 2017, arXiv:1706.08840)
-    - forward_transfer: mean over 1 < j <= t of R[j-1, j] - b[j] (the same)
+    - forward_transfer: mean over 1 < j <= t of R[j-1, j] - b[j] (the same paper)
     - learning_accuracy: mean over j <= t of R[j, j]
-    - sample_accuracy: A_t with every image, not every experience, weighing the same
+    - sample_accuracy: A_t with equal weight for every image, not for every experience
 
-    A measure is None if any cell that it needs was never evaluated. Raises ValueError as `accuracy_matrix` does, and
+    A measure is None if a cell that it needs was never evaluated. Raises ValueError as `accuracy_matrix` does, and
     for more rows than experiences.
     """
     matrix = accuracy_matrix(correct, total)
@@ -78,11 +78,11 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
     if learned > len(total):
         raise ValueError(f"{learned} rows after training do not fit {len(total)} experiences")
     if not learned:
-        return Measures(dict.fromkeys(REASONS), dict.fromkeys(REASONS, "no experience is learned yet"))
+        return Measures(dict.fromkeys(REASONS), dict.fromkeys(REASONS, "no experience has been learned yet"))
     notes = dict(REASONS)
     if not np.isnan(rows.diagonal(1)[: learned - 1]).any():
         notes["forward_transfer"] = NO_BASELINE
-    few = "there is one experience only" if len(total) == 1 else "one experience is learned so far"
+    few = "there is only one experience" if len(total) == 1 else "only one experience has been learned so far"
     values: dict[str, float | None] = {}
     for name, terms in _terms(rows, baseline, np.asarray(total, dtype=np.float64)).items():
         mean = float(np.mean(terms)) if len(terms) else np.nan
@@ -93,13 +93,13 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """(n,) labels and predictions -> (K,K) counts; a row is a class, a column what it was taken for."""
+    """(n,) labels and predictions -> (K,K) counts; rows are true classes, columns predicted ones."""
     flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
 
 ONE_STEP = "source and target are learned at once; see target_accuracy"
-NO_ZERO_SHOT = "this classifier knows nothing before training; compare it with a source_only run"
+NO_ZERO_SHOT = "this classifier cannot classify before training; compare it with a source_only run"
 
 
 def adaptation(
@@ -107,13 +107,13 @@ def adaptation(
 ) -> Measures:
     """Measures of unsupervised adaptation, from columns target, target test and source test.
 
-    - target_accuracy: on the target images that were learned from, without their labels (the papers' figure)
-    - target_class_mean: the same, with every class weighing the same; from the (K,K) confusion `counts`
-    - target_test_accuracy, source_accuracy: on images held out of the target and of the source
-    - adaptation_gain: target_accuracy minus that of the row before any training, which is zero-shot classification
-      where `text` says that classes are told apart by their names
+    - target_accuracy: on the target images used in training without their labels (the papers report this)
+    - target_class_mean: the same, with equal weight for every class; from the (K,K) confusion `counts`
+    - target_test_accuracy, source_accuracy: on held-out images of the target and of the source
+    - adaptation_gain: target_accuracy minus that of the row before any training. With `text` (images are classified
+      by class names) that row is zero-shot classification
 
-    Those of streams are None. Raises ValueError as `accuracy_matrix` does.
+    Measures of streams are None. Raises ValueError as `accuracy_matrix` does.
     """
     last = accuracy_matrix(correct, total)
     values: dict[str, float | None] = dict.fromkeys(REASONS)
@@ -135,17 +135,17 @@ def adaptation(
 
 
 BASE_AND_NEW = "base classes are learned at once; see base_accuracy"
-NO_NEW = "this classifier cannot tell classes apart that it never trained on"
+NO_NEW = "this classifier cannot classify among classes that it was not trained on"
 
 
 def base_to_new(correct: Counts, total: Sequence[int]) -> Measures:
-    """Measures of learning base classes alone, from columns base and new, each told apart among its own classes.
+    """Measures of learning only the base classes, from columns base and new, each classified among its own classes.
 
     - base_accuracy, new_accuracy
     - harmonic_mean of the two: 2 b n / (b + n) (Zhou et al. 2022, arXiv:2203.05557, section 4.1); 0 if both are
 
-    Those of streams are None, and where new classes were not tested what needs them. Raises ValueError as
-    `accuracy_matrix` does.
+    Measures of streams are None. If new classes were not tested, measures that need them are None. Raises ValueError
+    as `accuracy_matrix` does.
     """
     base, new = (float(value) for value in accuracy_matrix(correct, total)[-1])
     values: dict[str, float | None] = dict.fromkeys(REASONS)
@@ -160,11 +160,11 @@ def base_to_new(correct: Counts, total: Sequence[int]) -> Measures:
 def _terms(
     rows: NDArray[np.float64], baseline: NDArray[np.float64], total: NDArray[np.float64]
 ) -> Mapping[str, NDArray[np.float64]]:
-    """What each measure is the mean of, from the (t, T) accuracies after training."""
+    """The terms whose mean each measure is, from the (t, T) accuracies after training."""
     learned = len(rows)
     square = rows[:, :learned]
     last, diagonal = square[-1], square.diagonal()
-    best = np.fmax.reduce(square[:-1], axis=0, initial=np.nan)  # fmax passes over NaN
+    best = np.fmax.reduce(square[:-1], axis=0, initial=np.nan)  # fmax ignores NaN
     return {
         "average_accuracy": last,
         "average_incremental_accuracy": np.array([square[t, : t + 1].mean() for t in range(learned)]),
@@ -179,7 +179,7 @@ def _terms(
 def mean_and_interval(values: ArrayLike) -> tuple[float, float | None]:
     """The mean, and half the width of its 95 % interval by Student's t; None for a single value.
 
-    Raises ValueError where there are no values.
+    Raises ValueError if there are no values.
     """
     sample = np.asarray(values, dtype=np.float64)
     if not sample.size:

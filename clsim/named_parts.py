@@ -1,4 +1,4 @@
-"""Parts as `--with` names them: ``er:500``, ``der,alpha=0.5,size=500``, ``my.py:Mine,weight=2``."""
+"""Parts as written after `--with`: ``er:500``, ``der,alpha=0.5,size=500``, ``my.py:Mine,weight=2``."""
 
 import re
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from clsim import plugins
 from clsim.errors import RequestError
 from clsim.field_values import check, defaults, make, resolved, split_field
 
-COMMA = re.compile(r",(?![^\[]*\])")  # outside of brackets, which hold the values of a list
+COMMA = re.compile(r",(?![^\[]*\])")  # outside of brackets (lists)
 
 
 @dataclass(frozen=True)
 class NamedPart:
-    """A part that was asked for, every field settled."""
+    """A part of the request, with the values of all fields."""
 
-    name: str  # of the plug-in, whatever alias was written
-    text: str  # the one spelling of it; asks for the same part again
+    name: str  # of the plug-in, also if an alias was written
+    text: str  # its normal form; it selects the same part again
     fields: dict[str, Any]  # every field
     made: Any
 
 
 def split(value: Any) -> list[str]:
-    """``er:500,der,alpha=1``, or a list of such texts -> one text for each part. A field belongs to the part before."""
+    """``er:500,der,alpha=1``, or a list of such texts -> one text per part. A field belongs to the part before it."""
     found: list[str] = []
     for item in map(str.strip, COMMA.split(",".join(check(value, tuple[str, ...], "with")))):
         if not re.match(r"\w+=", item):
@@ -36,9 +36,9 @@ def split(value: Any) -> list[str]:
 
 
 def named_part(text: str) -> NamedPart:
-    """The part that one text of `split` asks for. Raises RequestError if there is none, or its values do not fit."""
+    """The part for one text of `split`. Raises RequestError if there is no such part, or if its values do not fit."""
     head, *pairs = COMMA.split(text)
-    user_file = re.match(r".*\.py:\w*", head)  # its name has a colon of its own
+    user_file = re.match(r".*\.py:\w*", head)  # its name contains a colon
     name = user_file[0] if user_file else head.partition(":")[0]
     described = plugins.describe("parts", name)
     values = dict(described.aliases[name]) if described.alias_of else {}
@@ -52,7 +52,7 @@ def named_part(text: str) -> NamedPart:
 
 
 def _short(head: str, name: str, described: plugins.Description) -> list[tuple[str, str]]:
-    """The fields whose values follow a part's name: ``der:0.5:0.5:500``."""
+    """The fields whose values are written after a part's name: ``der:0.5:0.5:500``."""
     values = head[len(name) :].split(":")[1:]
     if values and len(values) != len(described.short):
         shapes = [":".join((name, *map(str.upper, described.short)))] if described.short else []
@@ -62,7 +62,7 @@ def _short(head: str, name: str, described: plugins.Description) -> list[tuple[s
 
 
 def _spelled(name: str, fields: dict[str, Any], described: plugins.Description, cls: type[Any]) -> str:
-    """The short form if it has every value that is not a default, else every field."""
+    """The short form if it contains all values that are not defaults, else all fields."""
     long = ",".join((name, *(f"{key}={_text(value)}" for key, value in fields.items())))
     short = [_text(fields[key]) for key in described.short]
     if ":" in "".join(short) or (fields and not short):
@@ -89,9 +89,9 @@ def _text(value: Any) -> str:
 def under_one_name(
     strategy: str, fields: dict[str, Any], parts: Sequence[NamedPart]
 ) -> tuple[str, dict[str, Any], Sequence[NamedPart]]:
-    """The same method by the one name that it has: a strategy with a part may be a strategy of its own (`same_as`).
+    """One name for each method: a strategy with a part may be the same as another strategy (`same_as`).
 
-    Returns its name, its fields, and the parts that are left.
+    Returns its name, its fields, and the remaining parts.
     """
     for own in plugins.renamed() if parts else ():
         plain, _, part = own.same_as.partition(" --with ")

@@ -1,6 +1,6 @@
-"""The options of `clsim run`, listed once: the command line, configurations and hashes are derived from this table.
+"""The options of `clsim run`: the command line, configurations and hashes are derived from this table.
 
-Fields of the plug-ins are no options: their files declare them.
+Fields of plug-ins are not options: the plug-ins' files declare them.
 """
 
 import os
@@ -13,21 +13,21 @@ from typing import Any, Literal, NamedTuple
 from clsim.errors import RequestError
 from clsim.field_values import check
 
-Checker = Callable[[Any, str], Any]  # value, name of the option -> the value in its type; raises RequestError
+Checker = Callable[[Any, str], Any]  # (value, name of the option) -> converted value; raises RequestError
 
 
 class Option(NamedTuple):
-    """An option of a run, with underscores as in Python and TOML; the command line has hyphens."""
+    """An option of a run. Python and TOML write it with underscores, the command line with hyphens."""
 
     name: str
     metavar: str
     help: str
     checker: Checker
     default: Any = None
-    hashed: bool = False  # whether a result can depend on it; None is never hashed
-    compared: bool = False  # whether runs that differ in it are different rows in a comparison
-    of_strategy: bool = False  # a field of every strategy that is also an option
-    per_run: bool = False  # an attribute of RunConfig that all runs of a request have in common
+    hashed: bool = False  # whether results can depend on it; None is never hashed
+    compared: bool = False  # whether runs that differ in it get different rows in a comparison
+    of_strategy: bool = False  # it is a field of every strategy, too
+    per_run: bool = False  # an attribute of RunConfig, the same for all runs of a request
     is_path: bool = False
 
 
@@ -62,7 +62,7 @@ def path(value: Any, name: str, file: bool = False) -> Path | None:
 
 
 def data_dir(value: Any, name: str) -> Path | None:
-    """A folder of data sets; CLSIM_DATA_DIR where none is given."""
+    """A folder of data sets; CLSIM_DATA_DIR if none is given."""
     return path(value or os.environ.get("CLSIM_DATA_DIR") or None, name)
 
 
@@ -102,7 +102,7 @@ OPTIONS: dict[str, Option] = {
     each.name: each
     for each in (
         Option("scenario", "NAME", "stream to learn (default split_digits)", of_type(str), "split_digits"),
-        Option("strategy", "A[,B...]", "methods (default l2p); FILE.py:CLASS takes your own", names, "l2p"),
+        Option("strategy", "A[,B...]", "methods (default l2p); FILE.py:CLASS for your own", names, "l2p"),
         Option(
             "backbone",
             "NAME",
@@ -155,7 +155,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "image_size",
             "S",
-            "side of the images that a timm tower reads, in pixels (default: that of its weights)",
+            "side of the tower's input images in pixels (default: that of its weights)",
             at_least(1, int | None),
             hashed=True,
             compared=True,
@@ -164,7 +164,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "eval_every",
             "N",
-            "evaluate inside an experience, too, after every N images",
+            "also evaluate inside an experience, after every N images",
             at_least(1, int | None),
             hashed=True,
             compared=True,
@@ -181,17 +181,17 @@ OPTIONS: dict[str, Option] = {
         Option(
             "data_dir",
             "DIR",
-            "where data sets lie (default: CLSIM_DATA_DIR, else the Hub)",
+            "folder of the data sets (default: CLSIM_DATA_DIR, else the Hub)",
             data_dir,
             per_run=True,
             is_path=True,
         ),
-        Option("out", "DIR", "where run directories go (default runs)", path, "runs", per_run=True, is_path=True),
+        Option("out", "DIR", "folder for run directories (default runs)", path, "runs", per_run=True, is_path=True),
     )
 }
 HASHED = tuple(each.name for each in OPTIONS.values() if each.hashed)
 PATHS = tuple(each.name for each in OPTIONS.values() if each.is_path)
-# of a run's directory and of how it was asked for, or in columns of their own: not among the settings compared
+# not among the compared settings: they describe the directory or the request, or have a separate column
 NOT_COMPARED = tuple(each.name for each in OPTIONS.values() if not each.compared)
 
 

@@ -9,20 +9,20 @@ from torch import Tensor
 class Outputs:
     """Everything that a learner computed for a batch of B images. A strategy may extend it with its own fields.
 
-    A learner returns this, or the bare logits. It never keeps results on itself: a learner is called for many reasons
-    (a step, a teacher, a memory, an evaluation), and whoever called it needs the results of its own call.
+    A learner returns this, or only the logits. It never stores results on itself: it is called for several purposes (a
+    step, a teacher, a memory, an evaluation), and each caller needs the results of its own call.
     """
 
     logits: Tensor  # (B, num_classes)
-    features: Tensor | None = None  # (B,D), the input of the classifier, where it has one
+    features: Tensor | None = None  # (B,D), the input of the classifier, if there is one
     task: Tensor | None = None  # (B,) index of the experience that the method detected for each image
 
 
 def as_outputs(returned: Outputs | Tensor) -> Outputs:
-    """What a learner returned, as Outputs."""
+    """A learner's result as Outputs."""
     return returned if isinstance(returned, Outputs) else Outputs(returned)
 
 
 def logits_of(returned: Outputs | Tensor) -> Tensor:
-    """(B, num_classes) logits of what a learner returned."""
+    """(B, num_classes) logits of a learner's result."""
     return returned.logits if isinstance(returned, Outputs) else returned

@@ -1,4 +1,4 @@
-"""Python files as they are written: their classes, the bases of these, and their fields. Nothing is run."""
+"""The source of Python files: their classes, base classes and fields. Nothing is run."""
 
 import ast
 import builtins
@@ -16,11 +16,11 @@ from clsim.errors import RequestError
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a plug-in's dataclass, as it is written."""
+    """A field of a plug-in's dataclass, as written in the source."""
 
     name: str
     annotation: str
-    default: str | None  # source text; None where a value must be given
+    default: str | None  # source text; None if there is no default
     meaning: str  # the comment on its line
     inherited: bool = False  # from Strategy or Scenario, unchanged
 
@@ -35,7 +35,7 @@ class File:
 
     @property
     def classes(self) -> "dict[str, Class]":
-        """Its classes by their names."""
+        """Its classes by name."""
         return {node.name: Class(self, node) for node in self.tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -48,7 +48,7 @@ class Class:
 
 
 def read(path: Path) -> File:
-    """A file's syntax tree and its lines. Raises RequestError if it is no Python file."""
+    """A file's syntax tree and its lines. Raises RequestError if it is not a Python file."""
     try:
         text = path.read_text(encoding="utf-8")
         return File(path, _parsed(text), text.splitlines())
@@ -62,12 +62,12 @@ def read(path: Path) -> File:
 
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> ast.Module:
-    """A syntax tree that nobody changes. A base class's file is read again for every class that inherits from it."""
+    """A cached syntax tree; do not change it. Without the cache, base classes would be parsed for each subclass."""
     return ast.parse(text)
 
 
 def lineage(lowest: Class, top: str) -> list[Class]:
-    """The class and its bases up to the one called `top`, which is left out; empty if that is no base of it."""
+    """The class and its bases up to `top`, which is left out; empty if `top` is not one of its bases."""
     if top in map(_last_name, lowest.node.bases):
         return [lowest]
     for base in lowest.node.bases:
@@ -78,7 +78,7 @@ def lineage(lowest: Class, top: str) -> list[Class]:
 
 
 def _class_named(name: str, file: File, line: float = math.inf) -> Class | None:
-    """The class that a name, dotted or not, means above a line of a file; None where reading alone does not say."""
+    """The class that a (dotted) name refers to above a line of a file; None if the source does not show it."""
     here = file.classes.get(name)
     if here is not None and here.node.lineno < line:
         return here
@@ -87,7 +87,7 @@ def _class_named(name: str, file: File, line: float = math.inf) -> Class | None:
 
 
 def _source(name: str, file: File) -> tuple[File, str] | None:
-    """The file that a name, dotted or not, is imported from, and its name there; None where it is not imported."""
+    """The file that a (dotted) name is imported from, and its name there; None if it is not imported."""
     first, dot, rest = name.partition(".")
     imported = _imported(file).get(first)
     if imported is None:
@@ -98,7 +98,7 @@ def _source(name: str, file: File) -> tuple[File, str] | None:
 
 
 def _imported(file: File) -> dict[str, str]:
-    """What the import statements at a file's top level bind: a name -> what it stands for, dotted."""
+    """The names that import statements at a file's top level bind: name -> dotted name of the imported object."""
     found: dict[str, str] = {}
     for node in file.tree.body:
         if isinstance(node, ast.ImportFrom):
@@ -119,7 +119,7 @@ def _in_package(path: Path, module: str) -> Path | None:
 
 
 def is_dataclass(written: Class) -> bool:
-    """Whether ``@dataclass`` stands above a class."""
+    """Whether a class is decorated with ``@dataclass``."""
     decorators = (each.func if isinstance(each, ast.Call) else each for each in written.node.decorator_list)
     return "dataclass" in map(_last_name, decorators)
 
@@ -154,7 +154,7 @@ def body(written: Class) -> tuple[list[Field], dict[str, ast.expr]]:
 
 
 def _choices(name: str, file: File) -> str:
-    """A type's name, or the Literal that it is a name for: ``Mask`` -> ``Literal['current', 'seen', 'all']``."""
+    """A type's name, or the Literal of that name: ``Mask`` -> ``Literal['current', 'seen', 'all']``."""
     if not name.replace(".", "").isidentifier() or hasattr(builtins, name):
         return name
     for node in file.tree.body:
@@ -179,7 +179,7 @@ def _field_options(value: ast.expr | None) -> dict[str, str]:
 
 
 def _comment(item: ast.AnnAssign, lines: Sequence[str]) -> str:
-    """The comments after a statement, and inside it where it takes several lines."""
+    """The comments after a statement, and inside it if it has several lines."""
     assert item.end_lineno is not None
     text = "".join(f"{line.strip()}\n" for line in lines[item.lineno - 1 : item.end_lineno])
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -192,7 +192,7 @@ def module_file(module: str) -> Path | None:
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        if name in sys.modules and depth < len(parts):  # clsim has two folders in a checkout
+        if name in sys.modules and depth < len(parts):  # in a checkout clsim has two folders
             search = getattr(sys.modules[name], "__path__", [])
             continue
         specs = (finder.find_spec(name, search) for finder in sys.meta_path)

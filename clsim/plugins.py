@@ -24,20 +24,20 @@ from clsim.plugin_source import Class, Field, body, is_dataclass, lineage, modul
 Kind = Literal["strategies", "scenarios", "parts"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios", "parts")
 SINGULAR = {"strategies": "strategy", "scenarios": "scenario", "parts": "part"}
-# kind -> the base class of its plug-ins, the module that holds it
+# kind -> base class of its plug-ins, and its module
 BASES = {
     "strategies": ("Strategy", "clsim.strategy"),
     "scenarios": ("Scenario", "clsim.data.streams"),
     "parts": ("Part", "clsim.events"),
 }
 ROOTS = {module for _, module in BASES.values()}
-# a class of a file that may hold a part; most files of that folder hold what plug-ins are made of
+# a file with such a class may contain a part; most files of that folder contain building blocks only
 MAY_BE_PART = re.compile(r"^@(dataclasses\.)?dataclass\b.*\n(@.*\n)*class [A-Za-z]\w*\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a plug-in's file says about it."""
+    """A plug-in's description, read from its file."""
 
     name: str
     kind: Kind
@@ -45,12 +45,12 @@ class Description:
     class_name: str
     summary: str  # first line of the docstring
     doc: str  # the whole docstring
-    fields: tuple[Field, ...]  # in the order of the dataclass: inherited ones first
+    fields: tuple[Field, ...]  # in the dataclass's order: inherited fields first
     presets: dict[str, dict[str, Any]]
-    short: tuple[str, ...] = ()  # of a part: fields whose values may follow its name, NAME:VALUE:VALUE
-    aliases: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a part: other name -> fields that it fixes
-    same_as: str = ""  # of a strategy: another one with a part, "STRATEGY --with PART,FIELD=OWN_FIELD"
-    alias_of: str | None = None  # the part's own name, where it was asked for by another one
+    short: tuple[str, ...] = ()  # of a part: fields of the short form NAME:VALUE:VALUE
+    aliases: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a part: other name -> fields that it sets
+    same_as: str = ""  # of a strategy: the same method written with a part, "STRATEGY --with PART,FIELD=OWN_FIELD"
+    alias_of: str | None = None  # the part's own name, if the request used another name
 
 
 @dataclass(frozen=True)
@@ -60,39 +60,39 @@ class Place:
     name: str
     path: Path
     class_name: str | None = None  # None: the only one in the file
-    module: str | None = None  # what to import; None: the file itself
+    module: str | None = None  # module to import; None: import the file itself
     alias_of: str | None = None  # the part's own name
 
 
 def names(kind: Kind, aliases: bool = False) -> list[str]:
-    """Every plug-in that a plain name asks for, sorted; with `aliases` also the other names that they have."""
+    """The plain names of all plug-ins, sorted; with `aliases` also their other names."""
     return sorted({place.name for place in _places(kind) if aliases or place.alias_of is None})
 
 
 def kinds(name: str) -> list[Kind]:
-    """The kinds of plug-in that are called `name`; the kind of a user's class is that of its bases."""
+    """The kinds that have a plug-in called `name`; a user's class has the kind of its bases."""
     if not is_file(name):
         return [kind for kind in KINDS if name in names(kind, aliases=True)]
     place = _find("strategies", name)
     asked = read(place.path).classes.get(place.class_name or "")
     found: list[Kind] = [kind for kind in KINDS if asked is not None and _is_a(kind, asked)]
-    return found or ["strategies"]  # none: `describe` will say what a strategy needs
+    return found or ["strategies"]  # none: `describe` will raise the error that explains it
 
 
 def describe(kind: Kind, name: str) -> Description:
-    """A plug-in's description, from its text alone. Raises RequestError if it is unknown or cannot be read."""
+    """A plug-in's description, from its source only. Raises RequestError if it is unknown or cannot be read."""
     place = _find(kind, name)
     own = _plugin_class(kind, place)
     merged, constants = _base(kind)
     for written in reversed(lineage(own, BASES[kind][0])):
         declared, assigned = body(written)
         constants = constants | assigned
-        for each in declared:  # one that a base class has keeps its place, and its meaning where none is given
+        for each in declared:  # a redefined field keeps its position, and its old help text if it has no new one
             above = merged.get(each.name)
             meaning = each.meaning or (above.meaning if above else "")
             merged = merged | {each.name: replace(each, meaning=meaning)}
     doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
-    names = body(own)[1]  # other names are not inherited: they mean the base class
+    names = body(own)[1]  # other names are not inherited: they belong to the base class
     return Description(
         name=name,
         kind=kind,
@@ -132,7 +132,7 @@ def load(kind: Kind, name: str) -> type[Any]:
     described = describe(kind, name)
     try:
         module = import_module(place.module) if place.module else _import_file(place.path)
-    except Exception as error:  # whatever a plug-in's author got wrong: they need its name, its file and the reason
+    except Exception as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
     configured = {each.name for each in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
@@ -148,14 +148,14 @@ def short_name(name: str) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name stands for a file of the user's rather than for a plug-in that is installed."""
+    """Whether a name refers to a user's file and not to an installed plug-in."""
     return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
 
 
 def identity(name: str, cls: type[Any]) -> str:
-    """A plug-in in a run's hash: its short name, and a digest of the files of its class and of all its base classes.
+    """A plug-in's contribution to a run's hash: its short name and a digest of its class's and base classes' files.
 
-    clsim's own roots are left out (they are part of the digest of clsim's code), and so is what Python or torch bring.
+    Left out are clsim's own root classes (they are in the digest of clsim's code) and classes of Python and torch.
     """
     foreign = {*sys.stdlib_module_names, "torch", "numpy"}
     modules = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__ not in ROOTS)
@@ -168,7 +168,7 @@ def identity(name: str, cls: type[Any]) -> str:
 
 
 def _find(kind: Kind, name: str) -> Place:
-    """Where the plug-in called `name` is."""
+    """The location of the plug-in called `name`."""
     if is_file(name):
         path, _, class_name = name.rpartition(":")
         if not path:
@@ -185,9 +185,9 @@ def _find(kind: Kind, name: str) -> Place:
 
 
 def _places(kind: Kind) -> list[Place]:
-    """Everything in the built-in folders, and what installed packages announce by entry points."""
+    """All plug-ins in the built-in folders and in the entry points of installed packages."""
     found = []
-    for folder in clsim.__path__:  # two of them in a checkout, where the plug-in folders lie next to the package
+    for folder in clsim.__path__:  # two in a checkout, where the plug-in folders are next to the package
         for file in sorted((Path(folder) / kind).glob("[!_]*.py")):
             if kind != "parts" or _holds_part(file):
                 found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
@@ -205,7 +205,7 @@ def _holds_part(path: Path) -> bool:
 
 
 def _aliases(place: Place) -> list[Place]:
-    """The part by its other names; none where its file cannot be read, which `describe` reports."""
+    """The part under its other names; none if its file cannot be read (`describe` reports that)."""
     try:
         if "aliases" not in provenance.source(place.path):
             return []
@@ -220,19 +220,19 @@ def _aliases(place: Place) -> list[Place]:
 
 
 def _is_a(kind: Kind, written: Class) -> bool:
-    """Whether a class is a plug-in of this kind. A strategy inherits from Part, too, and is no part."""
+    """Whether a class is a plug-in of this kind. A strategy also inherits from Part, but it is not a part."""
     is_strategy = bool(lineage(written, BASES["strategies"][0]))
     return is_strategy if kind == "strategies" else not is_strategy and bool(lineage(written, BASES[kind][0]))
 
 
 def _public(kind: Kind, classes: Iterable[Class]) -> list[Class]:
-    """The public plug-ins of a file. Among parts only dataclasses count: others are what these are made of."""
+    """The public plug-ins of a file. Only dataclasses count as parts; other classes are their building blocks."""
     found = [each for each in classes if not each.node.name.startswith("_") and _is_a(kind, each)]
     return found if kind != "parts" else [each for each in found if is_dataclass(each)]
 
 
 def _plugin_class(kind: Kind, place: Place) -> Class:
-    """The class asked for; where none is named, the only public one that inherits from Strategy, Scenario or Part."""
+    """The class with the given name; without a name, the only public subclass of Strategy, Scenario or Part."""
     base = BASES[kind][0]
     classes = read(place.path).classes
     public = _public(kind, classes.values())
@@ -240,7 +240,7 @@ def _plugin_class(kind: Kind, place: Place) -> Class:
     if place.class_name is None:
         if len(public) != 1:
             what = f"{len(public)} public classes that inherit from {base} ({known})" if public else f"no {base}"
-            raise RequestError(f"{place.path} has {what}; the file of a {SINGULAR[kind]} has one")
+            raise RequestError(f"{place.path} has {what}; the file of a {SINGULAR[kind]} must have exactly one")
         return public[0]
     asked = classes.get(place.class_name)
     if asked is None:
@@ -254,7 +254,7 @@ def _plugin_class(kind: Kind, place: Place) -> Class:
 
 @cache
 def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
-    """Fields of Strategy, Scenario or Part by their names, and its class variables, read from clsim's own file."""
+    """Fields of Strategy, Scenario or Part by name, and its class variables, read from clsim's own file."""
     name, module = BASES[kind]
     file = read(Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py"))
     declared, constants = body(file.classes[name])
@@ -265,13 +265,13 @@ def _base(kind: Kind) -> tuple[dict[str, Field], dict[str, ast.expr]]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """A user's file as a module; the same module if its text has been imported before."""
+    """A user's file as a module; the same module again if the same text was imported before."""
     name = f"clsim_file_{provenance.digest([str(path.resolve()), provenance.source(path)])}_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up while it is being made
+        sys.modules[name] = module  # a dataclass looks up its module while the class is created
         try:
             spec.loader.exec_module(module)
         except BaseException:

@@ -1,4 +1,4 @@
-"""The final learner of a finished run, for new images."""
+"""Predictions for new images by the final learner of a finished run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from clsim.tools import EVAL_BATCH
 
 
 class Predictor:
-    """Classifies images exactly as the run's last evaluation did: same batches, same precision, same classes."""
+    """Classifies images exactly as the run's last evaluation: same batches, same precision, same classes."""
 
     def __init__(self, directory: Path) -> None:
         """Raises RequestError if the backbone's weights are unavailable, or the saved weights do not fit."""
@@ -45,7 +45,7 @@ class Predictor:
     def predict(self, images: ArrayLike, task: int | NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """(N,3,H,W) uint8 -> (N,) class ids; `task` as in `scores`.
 
-        Images are classified among all classes learned; with `task`, among the classes of that experience.
+        Images are classified among all learned classes; with `task`, among the classes of that experience.
         """
         given = _checked(images)
         predicted = np.empty(len(given), dtype=np.int64)
@@ -58,10 +58,10 @@ class Predictor:
 
     @torch.no_grad()
     def scores(self, images: ArrayLike, task: int | NDArray[np.int64] | None = None) -> Tensor:
-        """(N,3,H,W) uint8 -> (N, num_classes) logits, of every class whether it was learned or not.
+        """(N,3,H,W) uint8 -> (N, num_classes) logits for all classes, learned or not.
 
-        `task` is the index, from 0, of the test experience that all images, or each of (N,), come from. Only a protocol
-        that reveals it takes one: RequestError otherwise.
+        `task`: index (from 0) of the test experience; one number for all images, or (N,) numbers. Raises RequestError
+        if the protocol does not reveal the task.
         """
         given = _checked(images)
         found: list[tuple[NDArray[np.int64], Tensor]] = []
@@ -79,7 +79,7 @@ class Predictor:
         return scores
 
     def _tasks(self, count: int, task: int | NDArray[np.int64] | None) -> list[tuple[NDArray[np.int64], int | None]]:
-        """The places of the images of each task."""
+        """The positions of the images of each task."""
         if task is None:
             return [(np.arange(count), None)]
         if not self.info.tells_task:
@@ -92,7 +92,7 @@ class Predictor:
         return [(np.flatnonzero(given == number), number) for number in np.unique(given).tolist()]
 
     def _batches(self, images: NDArray[np.uint8]) -> Iterator[tuple[int, Batch]]:
-        """(count, batch) pairs: what is read of the images, in full batches."""
+        """(count, batch) pairs: the inputs that the strategy reads, in full batches."""
         for start in range(0, len(images), EVAL_BATCH):
             chosen = images[start : start + EVAL_BATCH]
             full = filled_up(chosen, EVAL_BATCH)
@@ -101,7 +101,7 @@ class Predictor:
 
     @torch.no_grad()
     def _features(self, images: NDArray[np.uint8]) -> Tensor:
-        """(B,3,H,W) -> (B,D), computed in blocks as the bank computes them: last bits depend on a batch's shape."""
+        """(B,3,H,W) -> (B,D), computed in the bank's block size: the last bits depend on the batch's shape."""
         assert self.tower is not None
         blocks = []
         for start in range(0, len(images), BLOCK):

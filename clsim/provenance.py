@@ -1,4 +1,4 @@
-"""Which code made a result."""
+"""The version of the code that made a result."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ PLUGINS = ("scenarios", "strategies")  # inside the package where it is installe
 def code_digest() -> str:
     """12 hex digits over the names and texts of clsim's own files.
 
-    Strategies and scenarios are left out: the hash of each run that uses them covers their texts.
+    Strategies and scenarios are left out: the hash of a run includes the texts of those that it uses.
     """
     files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
     own = sorted(name for name in files if not name.startswith(tuple(f"{folder}/" for folder in PLUGINS)))
@@ -23,7 +23,7 @@ def code_digest() -> str:
 
 
 def digest(texts: Iterable[str]) -> str:
-    """12 hex digits over texts in their order."""
+    """12 hex digits over texts in the given order."""
     found = hashlib.blake2b(digest_size=6)
     for text in texts:
         found.update(text.encode() + b"\0")
@@ -31,7 +31,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def source(path: Path) -> str:
-    """A file's text with newlines as Unix has them. Raises RequestError if it cannot be read."""
+    """A file's text with Unix newlines. Raises RequestError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

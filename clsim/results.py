@@ -1,4 +1,4 @@
-"""Finished runs, read back: the one reader of run directories. It does without torch until a learner is asked for."""
+"""Reads run directories of finished runs. It imports torch only when a learner is needed."""
 
 import json
 import tomllib
@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from clsim import provenance, rundir
 from clsim.errors import RequestError
 
-# what every reader of these files relies on
+# keys that every reader of these files needs
 NEEDED = {
     rundir.CONFIG: ("scenario", "strategy"),
     rundir.MATRIX: ("correct", "total", "experiences"),
     rundir.SUMMARY: ("scenario", "strategy", "backbone", "seed", "config_hash", "metrics", "cost"),
 }
-# options that say where things are, how a run was asked for or how it is watched: no result depends on them
+# options about paths, the request or the display of a run: no result depends on them
 NO_SETTINGS = ("seed", "out", "data_dir", "preset", "checkpoint_minutes", "eval_every")
 
 
@@ -35,14 +35,14 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Every metric of the run; None where it is undefined, with the reason in `summary["notes"]`."""
+        """All metrics of the run; an undefined one is None, with the reason in `summary["notes"]`."""
         return self.summary["metrics"]  # type: ignore[no-any-return]
 
     @property
     def figures(self) -> dict[str, Any]:
         """Metrics and costs by name; `trainable_percent` is trainable parameters in % of the backbone's.
 
-        A run of an earlier version may lack some of the costs.
+        A run of an earlier version may lack some costs.
         """
         cost = dict(self.summary["cost"])
         if cost.get("backbone_parameters") and "trainable_parameters" in cost:
@@ -61,12 +61,12 @@ class Run:
         elsewhere = (*NO_SETTINGS, "scenario", "strategy", "backbone")
         options = {key: value for key, value in self.config.items() if key not in elsewhere}
         if "device" in options:
-            options["device"] = options["device"].partition(":")[0]  # cuda:0 and cuda:1 are alike, as in the hash
+            options["device"] = options["device"].partition(":")[0]  # cuda:0 and cuda:1 are the same, as in the hash
         return fields | options
 
     @cached_property
     def code_note(self) -> str | None:
-        """A sentence that says that this run was made by other code than the present one; None if it was not."""
+        """A sentence if this run was made by another version of clsim's code; None otherwise."""
         made, now = self.summary.get("code"), provenance.code_digest()
         if made == now:
             return None
@@ -75,10 +75,10 @@ class Run:
 
     @cached_property
     def events(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """What was recorded, as arrays: ``run.events["step"]["loss"]``.
+        """The recorded events as arrays: ``run.events["step"]["loss"]``.
 
-        Lists and objects are the elements of object arrays; a record without a field that others of its kind have is
-        None there. Raises RequestError, naming the file, if it is missing or broken.
+        Lists and objects are elements of object arrays. If a record lacks a field that other records of its kind have,
+        the element is None. Raises RequestError with the file's name if the file is missing or broken.
         """
         kinds: dict[str, list[dict[str, Any]]] = {}
         for record in rundir.read_records(self.directory / rundir.EVENTS):
@@ -90,20 +90,20 @@ class Run:
         return found
 
     def predict(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.int64]:
-        """(N,3,H,W) uint8 images -> (N,) class ids, by the final learner, among all the classes it learned.
+        """(N,3,H,W) uint8 images -> (N,) class ids, by the final learner, among all learned classes.
 
-        `task` is the index, from 0, of the experience that all images, or each of (N,), come from: they are classified
-        among its classes. Raises RequestError where the protocol does not reveal it.
+        `task`: index (from 0) of the experience; one number for all images, or (N,) numbers. Images are then classified
+        among its classes. Raises RequestError if the protocol does not reveal the task.
         """
         return np.asarray(self._predictor.predict(images, task), dtype=np.int64)
 
     def scores(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.float32]:
-        """(N,3,H,W) uint8 images -> (N, num_classes) logits, of classes not learned, too; `task` as in `predict`."""
+        """(N,3,H,W) uint8 images -> (N, num_classes) logits for all classes, learned or not; `task` as in `predict`."""
         return np.asarray(self._predictor.scores(images, task), dtype=np.float32)
 
     @cached_property
     def _predictor(self) -> Any:
-        from clsim.prediction import Predictor  # late: needs torch, and lies above this module
+        from clsim.prediction import Predictor  # late: it needs torch, and it imports this module
 
         return Predictor(self.directory)
 
@@ -119,13 +119,13 @@ def _column(values: list[Any]) -> NDArray[Any]:
 def load(directory: str | Path) -> Run:
     """The run in `directory`.
 
-    Raises RequestError if there is none, if it has not finished, or, naming the file, if one is missing or broken.
+    Raises RequestError if there is none, if it has not finished, or if one of its files is missing or broken.
     """
     directory = Path(directory)
     if not (directory / rundir.SUMMARY).exists():
         unfinished = (directory / rundir.CONFIG).exists()
         raise RequestError(
-            f"{directory} holds {'an unfinished run; repeat its command to go on' if unfinished else 'no run'}"
+            f"{directory} holds {'an unfinished run; repeat its command to continue it' if unfinished else 'no run'}"
         )
     return Run(
         directory,
@@ -136,12 +136,12 @@ def load(directory: str | Path) -> Run:
 
 
 def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """A file of a finished run, with what is NEEDED in it. Raises RequestError."""
+    """A file of a finished run, checked for its NEEDED keys. Raises RequestError."""
     try:
         tree = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is missing or broken: {error!r}") from error
     absent = [key for key in NEEDED[path.name] if key not in tree] if isinstance(tree, dict) else NEEDED[path.name]
     if absent:
-        raise RequestError(f"{path} is not what a run writes: it has no {', '.join(absent)}")
+        raise RequestError(f"{path} was not written by a run: it has no {', '.join(absent)}")
     return tree

@@ -1,7 +1,7 @@
-"""Named random streams: each consumer of randomness draws from a generator of its own.
+"""Named random streams: each consumer of random numbers has its own generator.
 
-A stream is derived from the seed and a name alone, so that adding a consumer shifts none of the
-others, and nothing has to be saved for a resumed run to draw what an unbroken one would have drawn.
+A stream depends only on the seed and a name. So a new consumer does not change the others, and a resumed run draws the
+same numbers as an uninterrupted run without saving any state.
 """
 
 import hashlib

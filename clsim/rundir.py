@@ -1,4 +1,4 @@
-"""A run directory: the names of its files, its journal read back, its lock and its removal."""
+"""A run directory: the names of its files, reading its journal, its lock and its removal."""
 
 import contextlib
 import fcntl
@@ -15,25 +15,25 @@ ENVIRONMENT = "env.json"  # versions, code, device and data
 EVENTS = "events.jsonl"  # the journal: every step and evaluation
 CHECKPOINT = "checkpoint"  # a folder; see clsim.checkpoint
 MATRIX = "matrix.json"  # integer counts of every evaluation
-SUMMARY = "summary.json"  # metrics and costs; written last: where it exists, the run has finished
+SUMMARY = "summary.json"  # metrics and costs; written last: if it exists, the run has finished
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory. Raises RequestError if another one uses it already."""
+    """Lock a run directory for this process. Raises RequestError if another process uses it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK).open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
         except BlockingIOError as error:
             raise RequestError(f"another process is at work in {directory}") from error
         yield
 
 
 def clear(directory: Path) -> None:
-    """Remove a run, but not the lock that is held on its directory."""
-    (directory / SUMMARY).unlink(missing_ok=True)  # first: half a removal must not look like a finished run
+    """Remove a run's files, but not the lock on its directory."""
+    (directory / SUMMARY).unlink(missing_ok=True)  # first: an incomplete removal must not look like a finished run
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -42,9 +42,9 @@ def clear(directory: Path) -> None:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a journal, in order; a last line that is not complete is left out.
+    """The records of a journal, in order; an incomplete last line is left out.
 
-    Raises RequestError, naming the file, if it is missing or a complete line is no record.
+    Raises RequestError with the file's name if it is missing or if a complete line is not a record.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""One run: from a configuration to a finished run directory, or from where an interrupted one stopped."""
+"""One run: from a configuration, or from an interrupted run, to a finished run directory."""
 
 import contextlib
 import copy
@@ -43,8 +43,8 @@ __all__ = ["load", "run", "run_all", "run_one"]
 def run(**options: Any) -> Run | list[Run]:
     """Run from Python: ``clsim.run(scenario="split_digits", strategy="l2p", seed=0, top_k=3)``.
 
-    Keywords are the command line's options, with underscores, and fields of the strategy; fields of the scenario are
-    given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
+    Keywords are the options of the command line, with underscores, and fields of the strategy. Fields of the scenario
+    are given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
     """
     fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
     toml = options.pop("config", None)
@@ -55,10 +55,10 @@ def run(**options: Any) -> Run | list[Run]:
 
 
 def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True) -> Path:
-    """Run one configuration, go on with it, or find it finished; the run directory.
+    """Run one configuration, or continue it if it was interrupted; returns the directory of the finished run.
 
-    Both ends can be pickled: a scheduler sends the configuration to another process or machine and gets the path back.
-    Raises RequestError for what cannot be met, RunFailed for a run that cannot go on.
+    The configuration and the path can be pickled: a scheduler can send the configuration to another process or machine
+    and get the path back. Raises RequestError if it cannot be run, RunFailed if the run cannot continue.
     """
     return _run(wanted, Shared([wanted]), fresh, quiet).directory
 
@@ -66,12 +66,12 @@ def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True) -> Pa
 def run_all(
     configs: Sequence[RunConfig], *, fresh: bool = False, quiet: bool = False, dry_run: bool = False
 ) -> list[Run]:
-    """Every configuration in turn; finished ones are read back. With `dry_run` nothing is run and the list is empty.
+    """Run every configuration in turn; finished ones are only read. With `dry_run` nothing is run; the list is empty.
 
-    Raises RequestError before anything is run if a strategy does not fit its backbone or the scenario.
+    Raises RequestError before the first run if a strategy does not fit its backbone or the scenario.
     """
     firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
-    if not dry_run:  # the first one is about to be run anyway
+    if not dry_run:  # the first one is checked when it runs
         firsts.pop(configs[0].strategy, None)
     shared = Shared([*configs, *firsts.values()])
     for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
@@ -91,23 +91,23 @@ def _run(wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool) -> Run:
 
 
 class Shared:
-    """Backbones and benchmarks of several runs in one process, each loaded once."""
+    """Backbones and benchmarks for several runs in one process, each loaded once."""
 
     def __init__(self, configs: Sequence[RunConfig]) -> None:
-        """`configs`: one for each time that a job will be prepared."""
+        """`configs`: one for each job that will be prepared."""
         self.left = Counter(map(_backbone_key, configs))
         self.backbones: dict[tuple[object, ...], Backbone] = {}
         self.fingerprints: dict[tuple[object, ...], str] = {}
         self.benchmarks: dict[str, Benchmark] = {}
 
     def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
-        """A backbone that nobody else holds, for it may learn, and its fingerprint."""
+        """A separate copy of the backbone, because it may be trained, and its fingerprint."""
         key = _backbone_key(wanted)
         if key not in self.backbones:
             self.backbones[key] = load_backbone(wanted.backbone, wanted.weights, wanted.image_size)
             self.fingerprints[key] = self.backbones[key].fingerprint()
         self.left[key] -= 1
-        if self.left[key] <= 0:  # the last one to ask: no second copy in memory
+        if self.left[key] <= 0:  # the last use: no second copy in memory
             return self.backbones.pop(key), self.fingerprints[key]
         return copy.deepcopy(self.backbones[key]), self.fingerprints[key]
 
@@ -125,7 +125,7 @@ def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:
 
 @dataclass
 class Job:
-    """A configuration with everything it names made: ready to run."""
+    """A configuration with its strategy, backbone and benchmark, ready to run."""
 
     config: RunConfig
     hash: str
@@ -138,7 +138,7 @@ class Job:
 
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
-        """Make strategy, backbone and benchmark. Raises RequestError for what is unavailable or does not fit."""
+        """Make strategy, backbone and benchmark. Raises RequestError if one is unavailable or does not fit."""
         device, precision = settled(wanted.device, wanted.precision)
         asked = replace(wanted, device=device, precision=precision)
         shared = shared or Shared([wanted])
@@ -146,7 +146,7 @@ class Job:
         backbone, fingerprint = shared.backbone(wanted)
         if strategy.needs_text and backbone.text is None:
             raise RequestError(
-                f"{asked.strategy} reads class names and needs a backbone with a text tower; "
+                f"{asked.strategy} reads class names and needs a backbone with a text tower, but "
                 f"{asked.backbone} has none. {registry.WITH_TEXT} have one"
             )
         benchmark = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
@@ -157,13 +157,13 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run directory holds a whole run."""
+        """Whether the run directory contains a finished run."""
         return (self.directory / "summary.json").exists()
 
     def execute(self, *, fresh: bool, quiet: bool) -> Run:
-        """Run, or go on, or read back; then print the final table."""
+        """Run or continue, or only read a finished run; then print the final table."""
         if fresh or not self.finished:
-            made = self.learner()  # first: what the strategy refuses leaves no directory behind
+            made = self.learner()  # first: if the strategy raises an error, no directory is left
             with alone_in(self.directory):
                 if fresh:
                     clear(self.directory)
@@ -175,7 +175,7 @@ class Job:
         return run
 
     def learner(self) -> tuple[nn.Module, Tower | None]:
-        """A new learner and the bank's tower. Raises RequestError if backbone or stream do not suit the strategy."""
+        """A new learner and the bank's tower. Raises RequestError if backbone or stream do not fit the strategy."""
         device, bf16 = torch.device(self.config.device), self.config.precision == "bf16"
         return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
 
@@ -192,12 +192,12 @@ class Job:
             self._finish(loop, journal)
 
     def _warn_of_other_code(self) -> None:
-        """Say so where an unfinished run was begun by other code: its first half and its second would not be one."""
+        """Warn if an unfinished run was started by other code: its two parts would come from different code."""
         with contextlib.suppress(OSError, ValueError):
             begun = json.loads((self.directory / "env.json").read_text()).get("code")
             if begun != provenance.code_digest() and (self.directory / "checkpoint" / "state.json").exists():
                 print(
-                    f"clsim: {self.directory} was begun by other code of clsim; --fresh starts it again",
+                    f"clsim: {self.directory} was started by other code of clsim; use --fresh to start it again",
                     file=sys.stderr,
                 )
 
@@ -208,7 +208,7 @@ class Job:
         shown: console.Console,
         opened: contextlib.ExitStack,
     ) -> tuple[Loop, Journal]:
-        """The loop, standing where the checkpoint left it or at the start. Whatever must be closed goes to `opened`."""
+        """The loop, at its checkpoint or at the start. Objects that must be closed are added to `opened`."""
         state = State(learner, self.benchmark.info, self.config.seed)
         parts = [*self.strategy.parts(), *self.parts]
         folder = self.directory / "checkpoint"
@@ -244,7 +244,7 @@ class Job:
         )
 
     def loader(self, table: ImageTable, tower: Tower | None, views: int = 0) -> Loader:
-        """Batches of a table's rows; with a tower, features from its bank."""
+        """Batches of a table's rows; with a tower, also features from its bank."""
         pixels, reads, device = self.backbone.image.pixels, self.strategy.reads(), torch.device(self.config.device)
         if tower is None:
             return Loader(table, pixels, reads, device)
@@ -256,7 +256,7 @@ class Job:
         return Loader(table, pixels, reads, device, banks[0], banks[1:])
 
     def _finish(self, loop: Loop, journal: Journal) -> None:
-        """Write what is read of a finished run; summary.json last."""
+        """Write the result files of a finished run; summary.json last."""
         measured, cost = loop.measures(), summary.costs(loop, self.backbone)
         names = {
             "scenario": self.directory.parts[-3],
@@ -270,7 +270,7 @@ class Job:
 
 
 def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Part], benchmark: Benchmark) -> None:
-    """Raises RequestError, naming it, for a strategy or a part that needs boundaries where the stream has none."""
+    """Raises RequestError for a strategy or a part that needs boundaries if the stream has none."""
     if all(experience.boundary for experience in benchmark.train_stream):
         return
     waiting = [type(part).__name__ for part in parts if waits_for_boundaries(part)]
@@ -278,11 +278,11 @@ def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Pa
         waiting.insert(0, asked.strategy)
     if waiting:
         raise RequestError(
-            f"{', '.join(waiting)} must be told where an experience begins and ends, and {asked.scenario} does not say"
+            f"{', '.join(waiting)} must know where an experience begins and ends; {asked.scenario} has no boundaries"
         )
 
 
 def _hyper_parameters(asked: RunConfig) -> dict[str, Any]:
-    """The configuration without the paths in it."""
+    """The configuration without its paths."""
     tree = tomllib.loads(asked.to_toml())
     return {name: value for name, value in tree.items() if name not in config.PATHS}

@@ -1,4 +1,4 @@
-"""Snapshots: everything that the rest of a run depends on, taken between any two steps."""
+"""Snapshots: everything that the rest of a run depends on. They can be taken between any two steps."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +19,7 @@ COPIED = ("trained", "epoch", "epoch_steps", "step", "correct", "total", "task_c
 def take(loop: Loop, parts: Sequence[Part], offset: int) -> dict[str, Any]:
     """A tree for `clsim.checkpoint`; `offset` is the length of the journal."""
     s = loop.state
-    # an optimizer is made for each experience, so between two of them there is none to keep
+    # each experience makes its own optimizer, so between two experiences there is none to save
     kept = s.made_optimizer is not None and (loop.inside or not s.experience.boundary)
     return {
         "info": asdict(s.info),
@@ -41,7 +41,7 @@ def take(loop: Loop, parts: Sequence[Part], offset: int) -> dict[str, Any]:
 
 
 def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
-    """Put the loop where `take` found it. The learner is grown first; weights are copied into place."""
+    """Restore the loop's state from `take`. First the learner is grown, then the weights are copied into it."""
     s, strategy = loop.state, loop.strategy
     s.begun = experiences(saved["begun"])
     replay(strategy, s.learner, s.begun, s.seed, loop.train_loader.device)
@@ -52,8 +52,8 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
             s.made_optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
             raise RequestError(
-                f"the saved optimizer does not fit the learner ({error}): what learns is chosen in `begin`, which is "
-                "repeated on resuming, not in `before_training_exp`. --fresh starts again"
+                f"the saved optimizer does not fit the learner ({error}): parameters to train must be chosen in "
+                "`begin`, not in `before_training_exp`, because resuming repeats `begin`. Use --fresh to start again"
             ) from error
     for part, state in zip(parts, saved["parts"], strict=True):
         part.load(state)
@@ -71,16 +71,16 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    """The global generators, which drop-out and the like draw from."""
+    """The states of the global generators, which drop-out uses."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def experiences(saved: Sequence[dict[str, Any]]) -> tuple[ExperienceInfo, ...]:
-    """The experiences as a checkpoint has them."""
+    """ExperienceInfo of the experiences from a checkpoint."""
     return tuple(ExperienceInfo(**{**each, "classes": tuple(each["classes"])}) for each in saved)
 
 
 def stream_info(saved: dict[str, Any]) -> StreamInfo:
-    """What strategies are told of the stream, as a checkpoint has it."""
+    """StreamInfo from a checkpoint."""
     names = ("class_names", "domain_names")
     return StreamInfo(**{**saved, **{name: tuple(saved[name]) for name in names}})

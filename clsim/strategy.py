@@ -1,4 +1,4 @@
-"""Strategy: what the author of a plug-in reads first."""
+"""Strategy: the base class of all methods. Authors of plug-ins read this file first."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 
 @dataclass(kw_only=True)
 class Strategy(Part):
-    """A method. A plug-in is one dataclass that inherits from this one: its fields are its configuration.
+    """A method. A plug-in is one dataclass that inherits from this class; its fields are its configuration.
 
-    Write `build`; the rest has defaults. A field's comment is its help text (`clsim show NAME`), and `presets` names
-    settings to choose with `--preset`. Check ranges in `__post_init__`: with `at_least`, or raise ValueError.
+    Write `build`; all other methods have defaults. A field's comment is its help text (`clsim show NAME`). `presets`
+    contains named settings for `--preset`. Check ranges in `__post_init__`: use `at_least`, or raise ValueError.
     """
 
     epochs: int = 5  # passes over each experience
     batch_size: int = 32  # images of the stream in a step
     optimizer: Optimizer = "adam"  # re-created for each experience
     lr: float = 1e-3  # learning rate
-    head_lr: float = 1.0  # learning rate of the classifier (modules called head or heads), as a factor of lr
-    backbone_lr: float = 1.0  # learning rate of the backbone's own weights where they learn, as a factor of lr
-    schedule: Schedule = "constant"  # of lr in an experience: by step or epoch
-    warmup_epochs: int = 0  # first epochs of an experience, at warmup_lr
-    warmup_lr: float = 1e-5  # learning rate of the warm-up
+    head_lr: float = 1.0  # learning rate of the classifier (modules called head or heads) as a factor of lr
+    backbone_lr: float = 1.0  # learning rate of the backbone's own weights, if they learn, as a factor of lr
+    schedule: Schedule = "constant"  # of lr within an experience, per step or per epoch
+    warmup_epochs: int = 0  # number of first epochs of an experience that use warmup_lr
+    warmup_lr: float = 1e-5  # learning rate during the warm-up
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0  # of every trained parameter
-    clip_grad: float = 0.0  # largest norm of the gradient; 0: no bound
+    clip_grad: float = 0.0  # largest norm of the gradient; 0: no limit
     mask: Mask = "seen"  # classes included in the training loss's softmax
-    label_smoothing: float = 0.0  # share of the target spread over the classes in the softmax
+    label_smoothing: float = 0.0  # share of the target that is spread evenly over the classes in the softmax
     crop_min: float = 0.6  # smallest share of an image that a training crop keeps; 1: no crops
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # how images are resized, in training and evaluation
-    normalise: bool = True  # pixels as the backbone was trained on; no: in [0, 1]
+    normalise: bool = True  # normalise pixels as in the backbone's training; no: pixels in [0, 1]
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    needs_text: ClassVar[bool] = False  # whether it takes a backbone with a text tower
-    scores_unseen: ClassVar[bool] = False  # whether it can classify among classes that it never trained on
+    needs_text: ClassVar[bool] = False  # whether it needs a backbone with a text tower
+    scores_unseen: ClassVar[bool] = False  # whether it can classify among classes that it was not trained on
 
     def __post_init__(self) -> None:
         self.at_least(1, "epochs", "batch_size")
@@ -74,21 +74,21 @@ class Strategy(Part):
         return {"images"}
 
     def feature_views(self) -> int:
-        """How many augmented views of each image training features come from; 0: they are of the clean image."""
+        """The number of augmented views of each image for training features; 0: features of the clean image."""
         return 0
 
     @property
     def has_gradients(self) -> bool:
-        """Whether training takes steps of an optimizer: not for a strategy that writes `fit` and no `epochs_for`."""
+        """Whether training takes optimizer steps; false for a strategy that overrides `fit` but not `epochs_for`."""
         own = type(self)
         return own.fit is Strategy.fit or own.epochs_for is not Strategy.epochs_for
 
     @property
     def needs_boundaries(self) -> bool:
-        """Whether it must be told where an experience begins and ends.
+        """Whether it must know where an experience begins and ends.
 
-        True for whatever uses that: the mask "current", a life cycle of its own, parts that wait for an experience.
-        A part that works without boundaries says so with an attribute `needs_boundaries = False`.
+        True if it uses boundaries: the mask "current", its own life cycle, parts that handle experiences. A part that
+        works without boundaries has an attribute `needs_boundaries = False`.
         """
         used = ("begin", "epochs_for", "fit", "before_training_exp", "after_training_exp")
         own = type(self)
@@ -96,10 +96,10 @@ class Strategy(Part):
             return True
         return any(hasattr(own, name) for name in used[3:]) or any(map(waits_for_boundaries, self.parts()))
 
-    # the learner and its life
+    # the learner and its life cycle
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
-        """The learner: a module that maps a Batch to Outputs, or to (B, info.num_classes) logits.
+        """Make the learner: a module that maps a Batch to Outputs, or to (B, info.num_classes) logits.
 
         `backbone.image` is the image tower, `backbone.text` the text tower or None. Both are frozen; call
         `backbone.image.requires_grad_()` to train one.
@@ -110,16 +110,16 @@ class Strategy(Part):
         """Prepare the learner for an experience, before its optimizer is made: add a head, choose what learns.
 
         Called once for each experience, in order. When a run is resumed or loaded, it is called again for every
-        experience begun so far, and the saved weights are loaded afterwards; so it must depend on nothing but its
-        arguments. Random numbers are drawn from a stream of the experience's own.
+        experience begun so far, and the saved weights are loaded afterwards. So it must depend only on its arguments.
+        Random numbers come from the experience's own random stream.
         """
 
     def epochs_for(self, experience: ExperienceInfo) -> int:
-        """Passes over this experience; 0: no gradient steps. By default `epochs`, and 0 where only `fit` is written."""
+        """Passes over this experience; 0: no gradient steps. By default `epochs`, or 0 if only `fit` is overridden."""
         return self.epochs if self.has_gradients else 0
 
     def fit(self, s: State) -> None:
-        """Learn without gradients, after the epochs of an experience, from `s.clean_batches()`."""
+        """Learn without gradients from `s.clean_batches()`; called after the epochs of an experience."""
 
     def parts(self) -> Sequence[Part]:
         """Memories and regularisers that take part in training."""
@@ -134,7 +134,7 @@ class Strategy(Part):
         return cross_entropy(s, self.mask, self.label_smoothing)
 
     def caveats(self) -> list[str]:
-        """What a reader of the results must know; goes into the summary's notes."""
+        """Warnings for readers of the results; they are added to the summary's notes."""
         return []
 
     # the optimizer
@@ -148,7 +148,7 @@ class Strategy(Part):
         """The learning rate at a step of an epoch, both counted from 0, with `per_epoch` steps in each.
 
         After the warm-up the cosine schedule starts at its maximum; without a warm-up it would reach zero after
-        `epochs`. So it is in the code of CoOp (Zhou et al. 2022, arXiv:2109.01134), where it moves once an epoch.
+        `epochs`. This is as in the code of CoOp (Zhou et al. 2022, arXiv:2109.01134), which changes it once an epoch.
         """
         if epoch < self.warmup_epochs:
             return self.warmup_lr
@@ -158,9 +158,9 @@ class Strategy(Part):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done / self.epochs))
 
     def configure_optimizer(self, learner: nn.Module) -> torch.optim.Optimizer:
-        """An optimizer over every parameter that asks for gradients.
+        """An optimizer over all parameters that require gradients.
 
-        A group may have a rate of its own: the schedule moves all rates by the same factor.
+        A group may have its own rate: the schedule multiplies all rates by the same factor.
         """
         groups = self.parameter_groups(learner)
         if self.optimizer == "sgd":
@@ -169,7 +169,7 @@ class Strategy(Part):
         return kind(groups, self.learning_rate, weight_decay=self.weight_decay)
 
     def parameter_groups(self, learner: nn.Module) -> list[dict[str, Any]]:
-        """The trained parameters with their rates: the backbone's own, the classifier's, and the others."""
+        """The trained parameters with their rates: of the backbone, of the classifier, and all others."""
         if self.head_lr == self.backbone_lr == 1:
             return [{"params": [p for p in learner.parameters() if p.requires_grad]}]
         inside = {id(p) for module in learner.modules() if isinstance(module, Tower) for p in module.parameters()}
@@ -183,7 +183,7 @@ class Strategy(Part):
 
 
 def waits_for_boundaries(part: Part) -> bool:
-    """Whether a part needs to be told where an experience begins or ends."""
+    """Whether a part must know where an experience begins or ends."""
     said = getattr(part, "needs_boundaries", None)
     return (
         bool(said) if said is not None else any(hasattr(part, f"{when}_training_exp") for when in ("before", "after"))
@@ -191,10 +191,10 @@ def waits_for_boundaries(part: Part) -> bool:
 
 
 def allowed_classes(s: Step, mask: str) -> Tensor:
-    """(B, num_classes) true where the loss may look at a logit.
+    """(B, num_classes) true where the loss includes a logit.
 
-    A replayed image belongs to an earlier experience: where the stream's images are masked to the current classes, its
-    softmax includes all classes seen (as in ER-ACE, Caccia et al. 2022, arXiv:2104.05025).
+    A replayed image belongs to an earlier experience. If the stream's images are masked to the current classes, the
+    softmax of a replayed image includes all classes seen (as in ER-ACE, Caccia et al. 2022, arXiv:2104.05025).
     """
     if mask == "all":
         return torch.ones_like(s.logits, dtype=torch.bool)
@@ -207,12 +207,12 @@ def allowed_classes(s: Step, mask: str) -> Tensor:
 
 
 def cross_entropy(s: Step, mask: str, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the batch over the logits that `mask` allows, the target smoothed over these."""
+    """Mean cross-entropy of the batch over the logits that `mask` allows; label smoothing is over the same logits."""
     allowed = allowed_classes(s, mask)
     logits = s.logits.masked_fill(~allowed, -torch.inf)
     loss = nn.functional.cross_entropy(logits, s.batch.known_labels)
     if not smoothing:
         return loss
-    # the function's own smoothing would take the mean over masked logits, too
+    # smoothing by the torch function would include masked logits
     log_odds = logits.log_softmax(dim=1).masked_fill(~allowed, 0.0)
     return (1 - smoothing) * loss - smoothing * (log_odds.sum(dim=1) / allowed.sum(dim=1)).mean()

@@ -1,4 +1,4 @@
-"""What is written of a finished run: its matrix, its metrics, what it cost, and where its figures came from."""
+"""The result files of a finished run: its matrix, metrics, costs and provenance."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ from clsim.metrics import Measures
 
 
 def matrix(loop: Loop) -> dict[str, Any]:
-    """The integer counts of every evaluation; no times in it."""
+    """The integer counts of every evaluation, without times."""
     s, tests = loop.state, loop.benchmark.test_stream
     names = s.info.class_names
     found: dict[str, Any] = {
@@ -41,7 +41,7 @@ def matrix(loop: Loop) -> dict[str, Any]:
 
 
 def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
-    """`names` are those of the run: scenario, strategy, backbone, seed, config_hash."""
+    """`names`: the run's scenario, strategy, backbone, seed and config_hash."""
     caveats = {f"caveat {i + 1}": text for i, text in enumerate(loop.strategy.caveats())}
     return {
         **names,
@@ -56,17 +56,17 @@ def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[st
 
 
 def write(directory: Path, loop: Loop, described: dict[str, Any]) -> None:
-    """matrix.json, then summary.json: where that is, the run has finished."""
+    """Write matrix.json, then summary.json: if summary.json exists, the run has finished."""
     checkpoint.write_text(directory / "matrix.json", json.dumps(matrix(loop)))
     checkpoint.write_text(directory / "summary.json", json.dumps(described, indent=1))
 
 
 def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
-    """What the run has cost: seconds, images of the stream a second, numbers of parameters, bytes.
+    """The run's costs: seconds, images of the stream per second, numbers of parameters, bytes.
 
-    `stored_parameters` and `stored_bytes_per_experience` count what has to be kept besides the frozen towers, which
-    all learners share: the learner's own tensors, and for the latter `memory_bytes` (images, logits, importances and
-    copies of weights that parts keep), divided by the experiences of the stream.
+    `stored_parameters` counts the learner's own tensors, without the frozen towers, which all learners share.
+    `stored_bytes_per_experience` is the bytes of these plus `memory_bytes` (images, logits, importances and copies of
+    weights that parts keep), divided by the number of experiences in the stream.
     """
     learner, spent = loop.state.learner, loop.cost
     kept = learner_state(learner).values()

@@ -1,4 +1,4 @@
-"""Tools: what handlers, losses and closed forms may ask of a run. They reach them as methods of State and Step."""
+"""Tools: services of a run for handlers, losses and `fit`, which call them as methods of State and Step."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ from clsim.data.transforms import Augmentation
 from clsim.events import State
 from clsim.outputs import Outputs, as_outputs
 
-EVAL_BATCH = 64  # images that are evaluated together; of no influence on predictions
+EVAL_BATCH = 64  # images that are evaluated together; predictions do not depend on it
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Tools:
         return torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.bf16)
 
     def outputs(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Outputs:
-        """What the learner returns for a batch, with float32 logits; `weights` replace its tensors by name."""
+        """The learner's outputs for a batch, with float32 logits; `weights` replace its tensors by name."""
         with self.autocast():
             returned = self.learner(batch) if weights is None else functional_call(self.learner, dict(weights), batch)
         outputs = as_outputs(returned)
@@ -46,12 +46,12 @@ class Tools:
         return self.loader.clean(rows, EVAL_BATCH)
 
     def augmented(self, rows: NDArray[np.int64], replayed: int, name: str, s: State) -> Batch:
-        """A labelled, augmented batch; the last `replayed` rows are not the stream's. `name`: the random stream."""
+        """A labelled, augmented batch; the last `replayed` rows are replayed images. `name`: the random stream."""
         batch = self.loader.train(rows, self.how, rng.generator(s.seed, name, s.step), replayed)
         return replace(batch, task=s.experience.task_label)
 
     def target(self, rows: NDArray[np.int64], size: int, s: State) -> Batch:
-        """`size` of the (n,) unlabelled rows, augmented, from one shuffled pass over them after another."""
+        """An augmented batch of `size` of the (n,) unlabelled rows, from repeated shuffled passes over them."""
         passes, places = np.divmod(np.arange(s.step * size, (s.step + 1) * size), len(rows))
         chosen = np.empty(size, dtype=np.int64)
         for number in np.unique(passes).tolist():

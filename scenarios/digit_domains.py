@@ -15,9 +15,9 @@ USPS = Hub("flwrlabs/usps", "main")  # "main" is not pinned: its commit could no
 
 @dataclass(kw_only=True)
 class DigitDomains(DomainScenario):
-    """Ten digits as MNIST, USPS and scikit-learn have them, 28x28, 16x16 and 8x8 pixels, brought to one size.
+    """Ten digits from MNIST, USPS and scikit-learn (28x28, 16x16 and 8x8 pixels), resized to one size.
 
-    MNIST and USPS have splits of their own; of scikit-learn's a fixed fifth is for testing. No mirrored images.
+    MNIST and USPS have their own splits; of scikit-learn's digits a fixed fifth is for testing. No mirrored images.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("mnist", "usps", "digits")
@@ -26,13 +26,13 @@ class DigitDomains(DomainScenario):
     target: str = "usps"
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The images in the stream that `protocol` names."""
+        """The images in the stream of `protocol`."""
         own = dict(zip(("train", "test"), digits(), strict=True))
         train, test = (data.table(self._joined(data, split, own[split]), self.on_bad_image) for split in own)
         return domain_benchmark(self, train, test, flip=False)
 
     def _joined(self, data: DataAccess, split: str, own: ImageTable) -> Source:
-        """One split of every set, one after the other."""
+        """One split of every set, one set after another."""
         mnist, usps = (
             data.parquet(name, split, "image", "label", hub=hub)
             for name, hub in (("mnist", SETS["mnist"][1]), ("usps", USPS))

@@ -1,7 +1,7 @@
 """DomainNet: 345 classes in six domains (Peng et al. 2019, arXiv:1812.01754)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from clsim.data.domains import DomainScenario, domain_benchmark
 from clsim.data.readers import Hub
@@ -12,19 +12,18 @@ HUB = Hub("wltjr1007/DomainNet", "ee20570ae7a29c51571e55a9a17983f7625295d6")
 
 @dataclass(kw_only=True)
 class DomainNet(DomainScenario):
-    """DomainNet: about 586,000 images of 345 classes in six domains, with splits of its own.
+    """DomainNet: about 586,000 images of 345 classes in six domains, with its own splits.
 
-    By default one domain after the other, by name; protocol=class has five experiences of 69 classes.
+    By default one domain after another, sorted by name; protocol=class has five experiences of 69 classes.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-    protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = "real"
     target: str = "sketch"
-    classes_per_experience: int = 69  # new classes in each experience (class); divides 345 (less base_classes)
+    classes_per_experience: int = 69  # new classes in each experience (class); must divide 345 (minus base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The images in the stream that `protocol` names."""
+        """The images in the stream of `protocol`."""
         train, test = (
             data.table(data.parquet("domainnet", split, "image", "label", "domain", hub=HUB), self.on_bad_image)
             for split in ("train", "test")

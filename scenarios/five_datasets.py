@@ -1,4 +1,4 @@
-"""5-datasets: five sets of ten classes each, one after the other (Ebrahimi et al. 2020, arXiv:2003.09553)."""
+"""5-datasets: five sets of ten classes each, one after another (Ebrahimi et al. 2020, arXiv:2003.09553)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from clsim.data.readers import Hub, Source
 from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
 from clsim.errors import RequestError, unknown
 
-# name, which is also the local folder: (image column, where the Hub has it); in the order of the stream
+# name (also the local folder): (image column, repository on the Hub); in the order of the stream
 SETS = {
     "svhn": ("image", Hub("ufldl-stanford/svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", "cropped_digits")),
     "mnist": ("image", Hub("ylecun/mnist", "77f3279092a1c1579b2250db8eafed0ad422088c")),
@@ -23,7 +23,7 @@ SETS = {
 class FiveDatasets(Scenario):
     """SVHN, MNIST, CIFAR-10, notMNIST and Fashion-MNIST, one experience each, 50 classes in all."""
 
-    sets: tuple[str, ...] = tuple(SETS)  # the sets in the order of their arrival; fewer make a shorter stream
+    sets: tuple[str, ...] = tuple(SETS)  # the sets in order of arrival; fewer make a shorter stream
 
     def __post_init__(self) -> None:
         for name in self.sets:
@@ -33,16 +33,16 @@ class FiveDatasets(Scenario):
             raise RequestError(f"sets names each set once, and at least one, not {', '.join(self.sets) or 'none'}")
 
     def build(self, data: DataAccess) -> Benchmark:
-        """An experience for each set; images of all sets are brought to one size."""
+        """One experience for each set; images of all sets are resized to one size."""
         train, test = (data.table(self._joined(data, split), self.on_bad_image) for split in ("train", "test"))
         # "mnist 3" belongs to the set whose position `owner` holds
         owner = np.array([self.sets.index(name.split(" ")[0]) for name in train.class_names])
         groups = [np.flatnonzero(owner == i).tolist() for i in range(len(self.sets))]
-        # no mirrored images: three sets of five are digits or letters (the published L2P code mirrors all five)
+        # no mirrored images: three of the five sets are digits or letters (the published L2P code mirrors all five)
         return class_incremental(self, train, test, len(groups[0]), flip=False, groups=groups, names=self.sets)
 
     def _joined(self, data: DataAccess, split: str) -> Source:
-        """One split of every set, one after the other."""
+        """One split of every set, one set after another."""
         sources = []
         for name in self.sets:
             image, hub = SETS[name]

@@ -20,13 +20,13 @@ from clsim.errors import RequestError
 class Folder(ClassScenario):
     """Your own images: --data-dir TREE with TREE/train/CLASS/*.png and TREE/test/CLASS/*.png.
 
-    A tree without train and test folders, TREE/CLASS/*.png, is cut 80/20 by a hash of each file's path below TREE.
-    With protocol=domain, a level of domain folders comes before the classes: TREE/DOMAIN/CLASS/*.png.
+    A tree without train and test folders, TREE/CLASS/*.png, is split 80/20 by a hash of each file's path in TREE.
+    With protocol=domain, there is a level of domain folders above the classes: TREE/DOMAIN/CLASS/*.png.
     """
 
-    classes_per_experience: int = 10  # new classes in each experience (class and task); divides their number
+    classes_per_experience: int = 10  # new classes in each experience (class and task); must divide their number
     protocol: Literal["class", "domain", "task"] = "class"  # new classes; new domains; classes with the task given
-    domains: tuple[str, ...] = ()  # domain folders in the order of their arrival; none: all of them, by name
+    domains: tuple[str, ...] = ()  # domain folders in order of arrival; none: all, sorted by name
     flip: bool = True  # whether a mirrored image keeps its class; false for digits and letters
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Folder(ClassScenario):
             raise RequestError(f"domains are for protocol=domain, not protocol={self.protocol}")
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The tree's classes, or its domains, in experiences."""
+        """The tree's classes, or its domains, as experiences."""
         train, test = (data.table(source, self.on_bad_image) for source in self._splits(data))
         if self.protocol == "domain":
             return domain_incremental(self, train, test, self.flip)
@@ -48,7 +48,7 @@ class Folder(ClassScenario):
         tree = data.tree()
         given = [split for split in ("train", "test") if (tree / split).is_dir()]
         if len(given) == 1:
-            raise RequestError(f"{tree} has a folder {given[0]!r}, but none for the other of 'train' and 'test'")
+            raise RequestError(f"{tree} has a folder {given[0]!r}, but needs both 'train' and 'test'")
         if given:
             train, test = (data.folder(split, domains=self._domains(tree / split)) for split in given)
             return train, test
@@ -57,7 +57,7 @@ class Folder(ClassScenario):
         return source.take(~testing), source.take(testing)
 
     def _domains(self, root: Path) -> tuple[str, ...]:
-        """The names of the domain folders below `root`, in order; none in the other protocols."""
+        """The names of the domain folders in `root`, in order; none in the other protocols."""
         if self.protocol != "domain":
             return ()
         there = [path.name for path in subfolders(root)]

@@ -14,7 +14,7 @@ class GlyphPair(DomainScenario):
     """Drawn 32x32 pictures: a labelled source domain, an unlabelled target domain; nothing to download."""
 
     domains: ClassVar[tuple[str, ...]] = DOMAINS
-    protocol: Literal["pair", "targets"] = "pair"  # one target, or one after the other
+    protocol: Literal["pair", "targets"] = "pair"  # one target, or several, one after another
     source: str = "real"  # the labelled domain: clipart, infograph, painting, quickdraw, real, sketch
     target: str = "sketch"
     train_per_class: int = 20  # training images of each class and domain; any number

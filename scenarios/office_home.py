@@ -21,10 +21,10 @@ class OfficeHome(DomainScenario):
     protocol: Literal["domain", "class", "pair", "targets"] = "pair"  # new domains, new classes, or adaptation
     source: str = "Art"
     target: str = "Clipart"
-    classes_per_experience: int = 13  # new classes in each experience (class); divides 65 (less base_classes)
+    classes_per_experience: int = 13  # new classes in each experience (class); must divide 65 (minus base_classes)
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The images in the stream that `protocol` names."""
+        """The images in the stream of `protocol`."""
         source = data.parquet("office_home", "train", "image", "label", "domain", hub=HUB)
         train, test = train_test_split(data, source, self.on_bad_image)
         return domain_benchmark(self, train, test, classes_per_experience=self.classes_per_experience)

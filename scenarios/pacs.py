@@ -14,7 +14,7 @@ HUB = Hub("flwrlabs/pacs", "main")  # "main" is not pinned: its commit could not
 class Pacs(DomainScenario):
     """PACS: 9,991 images of 7 classes as photos, paintings, cartoons and sketches.
 
-    One split, of which a fixed fifth is for testing. By default one domain after the other, by name.
+    One split, of which a fixed fifth is for testing. By default one domain after another, sorted by name.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("photo", "art_painting", "cartoon", "sketch")
@@ -23,6 +23,6 @@ class Pacs(DomainScenario):
     target: str = "sketch"
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The images in the stream that `protocol` names."""
+        """The images in the stream of `protocol`."""
         source = data.parquet("pacs", "train", "image", "label", "domain", hub=HUB)
         return domain_benchmark(self, *train_test_split(data, source, self.on_bad_image))

@@ -1,4 +1,4 @@
-"""Split CIFAR-100: the stream on which most methods of class-incremental learning are compared."""
+"""Split CIFAR-100: the most common stream for comparing class-incremental methods."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +13,8 @@ HUB = Hub("uoft-cs/cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5")
 class SplitCifar100(ClassScenario):
     """CIFAR-100, 32x32 photographs of 100 classes, ten new ones at a time (Krizhevsky 2009)."""
 
-    classes_per_experience: int = 10  # new classes in each experience; divides 100 (less base_classes)
-    protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
+    classes_per_experience: int = 10  # new classes in each experience; must divide 100 (minus base_classes)
+    protocol: Literal["class", "task"] = "class"  # task: the experience's number is also known at test
 
     def build(self, data: DataAccess) -> Benchmark:
         """50,000 training and 10,000 test images in experiences of `classes_per_experience` classes."""

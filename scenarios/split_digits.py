@@ -11,7 +11,7 @@ from clsim.data.table import ImageTable
 
 
 def digits() -> tuple[ImageTable, ImageTable]:
-    """The digits to train on, and the fixed fifth to test with."""
+    """The digits for training, and a fixed fifth for testing."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -26,17 +26,17 @@ def digits() -> tuple[ImageTable, ImageTable]:
 
 @dataclass(kw_only=True)
 class SplitDigits(ClassScenario):
-    """Handwritten digits of 8x8 pixels, two new ones at a time; come with scikit-learn.
+    """Handwritten digits of 8x8 pixels, two new ones at a time; they come with scikit-learn.
 
     1,797 images of 43 writers (Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits), a fixed fifth
     of them for testing.
     """
 
-    classes_per_experience: int = 2  # new classes in each experience; divides 10 (less base_classes)
-    protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
+    classes_per_experience: int = 2  # new classes in each experience; must divide 10 (minus base_classes)
+    protocol: Literal["class", "task"] = "class"  # task: the experience's number is also known at test
 
     def build(self, data: DataAccess) -> Benchmark:
         """Ten classes in experiences of `classes_per_experience`."""
         train, test = digits()
-        # no mirrored digits: most are no digits any more
+        # no mirrored digits: most of them are not digits
         return class_incremental(self, train, test, self.classes_per_experience, self.protocol, flip=False)

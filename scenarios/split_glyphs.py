@@ -13,8 +13,8 @@ class SplitGlyphs(ClassScenario):
 
     train_per_class: int = 50  # training images of each class; any number
     test_per_class: int = 20  # test images of each class; any number
-    classes_per_experience: int = 10  # new classes in each experience; divides 100 (less base_classes)
-    protocol: Literal["class", "task"] = "class"  # task: the experience's number is given at test, too
+    classes_per_experience: int = 10  # new classes in each experience; must divide 100 (minus base_classes)
+    protocol: Literal["class", "task"] = "class"  # task: the experience's number is also known at test
     domain: str = "real"  # clipart, infograph, painting, quickdraw, real or sketch
 
     def build(self, data: DataAccess) -> Benchmark:

@@ -1,4 +1,4 @@
-"""Transfer: one experience with few images, to compare what is tuned (VTAB-1k, Zhai et al. 2019, arXiv:1910.04867)."""
+"""Transfer: one experience with few images, to compare tuners (VTAB-1k, Zhai et al. 2019, arXiv:1910.04867)."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,12 +20,12 @@ TUNE_SHARE = 0.2  # of the training images, held out to choose hyper-parameters:
 
 
 class Files(NamedTuple):
-    """Where a table's images are; the table's name is the local folder."""
+    """The location of a table's images; the table's name is the local folder."""
 
     image: str  # column of the images
     label: str  # column of the labels
     hub: Hub
-    splits: bool = True  # no: one split, of which a fixed fifth is for testing
+    splits: bool = True  # false: one split, of which a fixed fifth is for testing
 
 
 TABLES = {
@@ -34,37 +34,37 @@ TABLES = {
     "usps": Files("image", "label", Hub("flwrlabs/usps", "main")),
     "pacs": Files("image", "label", Hub("flwrlabs/pacs", "main"), splits=False),
 }
-GLYPHS = {"train": 50, "test": 20}  # pictures of each class that are drawn
-UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is another, or none
+GLYPHS = {"train": 50, "test": 20}  # drawn pictures per class
+UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is a different one, or none
 
 
 @dataclass(kw_only=True)
 class Transfer(Scenario):
-    """One experience of 1000 training images, all classes at once, by VTAB-1k's protocol.
+    """One experience of 1000 training images, all classes together, with VTAB-1k's protocol.
 
     Choose hyper-parameters with split=tune: it trains on 80 % of the training images and tests on the other 20 %; test
-    images are not even read. Then train on all of them with split=final; what counts is the last epoch.
-    The training images are dealt out evenly: as many of each class as of any other, or one more, as far as there are
-    images; 80 % and 20 % are even, too.
+    images are not read. Then train on all of them with split=final and use the result of the last epoch. The training
+    images are balanced: the numbers of images per class differ by at most one, if there are enough images. The 80 %
+    and the 20 % are balanced, too.
 
-    For few-shot learning `shots` takes the place of `train`, and base_to_new=true is CoCoOp's protocol (Zhou et al.
-    2022, arXiv:2203.05557): the first half of the classes is learned, and either is tested, among its own classes.
+    For few-shot learning use `shots` in place of `train`. base_to_new=true is CoCoOp's protocol (Zhou et al. 2022,
+    arXiv:2203.05557): the first half of the classes is learned, and each half is tested among its own classes.
     """
 
     table: Literal[
         "digits", "glyphs", "cifar100", "cifar10", "mnist", "notmnist", "svhn", "fashion_mnist", "usps", "pacs"
     ] = "digits"  # the images; digits come with scikit-learn, and glyphs are drawn
     train: int | None = 1000  # training images; none: all
-    split: Literal["final", "tune"] = "final"  # tune: the test images are a fifth of the training images
+    split: Literal["final", "tune"] = "final"  # tune: a fifth of the training images are the test images
     shots: int | None = None  # training images of each class, drawn by order_seed, in place of `train`
-    base_to_new: bool = False  # train on the first half of the classes, test both halves, each among its own
+    base_to_new: bool = False  # train on the first half of the classes; test each half among its own classes
 
     def __post_init__(self) -> None:
         if self.split == "tune" and (self.shots is not None or self.base_to_new):
             raise RequestError("split=tune is for train=N, without shots and base_to_new")
 
     def build(self, data: DataAccess) -> Benchmark:
-        """One training and one test experience with every class of the table, or the latter for either half."""
+        """One training and one test experience with all classes of the table; base_to_new: one test for each half."""
         train = self._table(data, "train")
         rows = self._dealt(train) if self.shots is None else self._shots(train)
         if self.split == "tune":
@@ -96,10 +96,10 @@ class Transfer(Scenario):
         return few_shot(table, rows, self.shots, self.order_seed)
 
     def _dealt(self, table: ImageTable) -> NDArray[np.int64]:
-        """The training rows in the order in which classes take turns: any beginning of it is even."""
+        """The training rows, with the classes in turn: the first n rows are balanced for every n."""
         rows = first_of_each_class(table, np.arange(len(table)), self.train_per_class)
         labels = table.labels[rows]
-        # rows stand by class: an image's turn is its place within its class
+        # rows are sorted by class: an image's turn is its position within its class
         turn = np.arange(len(rows)) - np.searchsorted(labels, labels)
         rows = rows[np.lexsort((labels, turn))]
         if self.train is None or (len(rows) < self.train and self.train_per_class is not None):
@@ -127,5 +127,5 @@ class Transfer(Scenario):
 
 
 def _among(index: int, table: ImageTable, rows: NDArray[np.int64], classes: tuple[int, ...], name: str) -> Experience:
-    """An experience of those rows that are of the classes."""
+    """An experience of the rows whose labels are in `classes`."""
     return Experience(index, table, np.sort(rows[np.isin(table.labels[rows], classes)]), classes, name)

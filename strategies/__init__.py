@@ -1,1 +1,1 @@
-"""Ways of learning, one file each."""
+"""Learning methods, one file each."""

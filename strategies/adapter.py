@@ -9,10 +9,10 @@ from clsim.bases import TextTuner
 
 
 class Adapters(nn.Module, TunerHooks):
-    """A bottleneck behind attention and one behind the MLP of every block: x + up(GELU(down(x))).
+    """A bottleneck after attention and one after the MLP of every block: x + up(GELU(down(x))).
 
-    Houlsby et al. 2019, arXiv:1902.00751, section 2.1. Only `up` starts at zero: were `down` zero, too, no gradient
-    would ever reach either.
+    Houlsby et al. 2019, arXiv:1902.00751, section 2.1. Only `up` starts at zero: if `down` were zero, too, neither
+    would ever get a gradient.
     """
 
     def __init__(self, depth: int, width: int, bottleneck: int) -> None:
@@ -30,7 +30,7 @@ class Adapters(nn.Module, TunerHooks):
 
 @dataclass(kw_only=True)
 class Adapter(TextTuner):
-    """Adapters: a bottleneck behind the attention and the MLP of every block. Houlsby et al. 2019, arXiv:1902.00751."""
+    """Adapters: a bottleneck after the attention and the MLP of every block. Houlsby et al. 2019, arXiv:1902.00751."""
 
     bottleneck: int = 16  # features of the bottleneck
 

@@ -9,9 +9,9 @@ from clsim.parts.tuners import free_biases
 
 @dataclass(kw_only=True)
 class Bias(TextTuner):
-    """BitFit: every bias learns, those of norms and of the embedding included. Ben Zaken et al. 2021, arXiv:2106.10199.
+    """BitFit: every bias learns, also in norms and in the embedding. Ben Zaken et al. 2021, arXiv:2106.10199.
 
-    Cai et al. 2020 call the same "bias" (arXiv:2007.11622).
+    Cai et al. 2020 (arXiv:2007.11622) call this method "bias".
     """
 
     def tune(self, tower: Tower) -> TunerHooks:

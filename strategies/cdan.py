@@ -12,17 +12,17 @@ from clsim.strategies.dann import Dann, discriminator
 def multilinear(features: Tensor, logits: Tensor) -> Tensor:
     """(B,D) features times (B,K) class probabilities -> (B, K*D): Long et al. 2018, arXiv:1705.10667, eq. 3.
 
-    As in the authors' code no gradient goes through the probabilities.
+    As in the authors' code, no gradient flows through the probabilities.
     """
     return (logits.softmax(dim=1).detach()[:, :, None] * features[:, None, :]).flatten(1)
 
 
 @dataclass(kw_only=True)
 class Cdan(Dann):
-    """CDAN: a domain classifier that sees features times class probabilities. Long et al. 2018, arXiv:1705.10667.
+    """CDAN: a domain classifier whose input is features times class probabilities. Long et al. 2018, arXiv:1705.10667.
 
-    It learns on features from the bank, through a trained bottleneck; the usual code fine-tunes the backbone, and so
-    does `tune=all`. On a stream without a target it learns from the labelled images alone.
+    It learns on features from the bank, through a trained bottleneck. The usual code fine-tunes the backbone;
+    `tune=all` does this, too. On a stream without a target it learns from the labelled images only.
     """
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:

@@ -16,9 +16,9 @@ from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 
 class ConditionalClassifier(nn.Module):
-    """Image features from the bank against class names in a context that each image shifts.
+    """Image features from the bank, classified by class names in a context that is shifted for each image.
 
-    Against names in the plain template until training starts.
+    Until training starts, the class names are in the plain template.
     """
 
     def __init__(self, text: TextTower, class_names: tuple[str, ...], how: "CoCoOp") -> None:
@@ -49,15 +49,15 @@ class ConditionalClassifier(nn.Module):
 
 @dataclass(kw_only=True)
 class CoCoOp(TextPrompts):
-    """Conditional context optimisation: a context that moves with the image. Zhou et al. 2022, arXiv:2203.05557.
+    """Conditional context optimisation: learned words that depend on the image. Zhou et al. 2022, arXiv:2203.05557.
 
-    Every image has its own texts: the cost grows with images times classes. The paper trains 10 epochs with one image
-    a step, which fits into a larger batch exactly.
+    Every image has its own texts, so the cost grows with images times classes. The paper trains 10 epochs with one
+    image per step; here a larger batch gives exactly the same result for each image.
     """
 
     context_length: int = 4  # learned vectors
-    init: str = "a photo of a"  # words to start from, as many tokens as vectors; empty: random
-    reduction: int = 16  # how much narrower the Meta-Net's hidden layer is than a feature
+    init: str = "a photo of a"  # words to start from, with as many tokens as vectors; empty: random
+    reduction: int = 16  # width of a feature divided by the width of the Meta-Net's hidden layer
     epochs: int = 10
     batch_size: int = 1
 

@@ -18,7 +18,7 @@ from clsim.strategy import Schedule
 
 
 class CodaPrompted(nn.Module):
-    """A frozen tower whose first blocks take a prompt composed for each image."""
+    """A frozen tower; its first blocks get a prompt that is composed for each image."""
 
     def __init__(self, tower: Tower, info: StreamInfo, how: "CodaPrompt") -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class CodaPrompted(nn.Module):
         return Outputs(self.head(features), features)
 
     def compose(self, queries: Tensor) -> dict[int, Tensor]:
-        """(B,E) queries -> block -> (B,L,D) prompt: the sum of components, each times its weight for this image."""
+        """(B,E) queries -> block -> (B,L,D) prompt: the sum of components, weighted for each image."""
         with torch.autocast(queries.device.type, enabled=False):
             every = zip(self.weights(queries), self.begun(self.prompts), strict=True)
             return {i: torch.einsum("bm,mld->bld", weights, prompts) for i, (weights, prompts) in enumerate(every)}
 
     def weights(self, queries: Tensor) -> list[Tensor]:
-        """(B,E) queries -> for each block (B,M) cosines between the attended query and the keys. Section 4.2."""
+        """(B,E) queries -> (B,M) cosines for each block, between the attended query and the keys. Section 4.2."""
         every = zip(self.begun(self.attention), self.begun(self.keys), strict=True)
         return [
             torch.einsum("bme,me->bm", normalize(queries[:, None] * attention, dim=2), normalize(keys, dim=1))
@@ -52,14 +52,14 @@ class CodaPrompted(nn.Module):
         ]
 
     def begun(self, owned: PerExperience) -> Tensor:
-        """(blocks,M,...) what the experiences begun so far own; before the first one, the first one's."""
+        """(blocks,M,...) parameters of the experiences begun so far; before the first one, those of the first."""
         progress = self.progress
         every: Tensor = owned(progress.current)
         begun: Tensor = torch.stack([every[i] for i in progress.begun or (progress.current,)], dim=1)
         return begun.flatten(1, 2)
 
     def penalty(self) -> Tensor:
-        """How far components, keys and attention vectors are from orthonormal, summed over blocks."""
+        """The deviation of components, keys and attention vectors from orthonormal, summed over blocks."""
         owned = [self.begun(each) for each in (self.prompts, self.keys, self.attention)]
         return torch.stack([off_orthonormal(rows.flatten(1)) for each in owned for rows in each]).sum()
 
@@ -71,8 +71,8 @@ def off_orthonormal(rows: Tensor) -> Tensor:
 
 
 def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
-    """(tasks, blocks, components, width) unit vectors; in a block the first `width` of them orthogonal to each other,
-    then the next."""
+    """(tasks, blocks, components, width) unit vectors; in a block the first `width` vectors are orthogonal to each
+    other, then the next `width`."""
     count = tasks * components
     each = [
         torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
@@ -84,16 +84,16 @@ def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
 
 @dataclass(kw_only=True)
 class CodaPrompt(PromptPools):
-    """CODA-Prompt: prompts composed for each image of weighted components. Smith et al. 2023, arXiv:2211.13218.
+    """CODA-Prompt: prompts composed of weighted components for each image. Smith et al. 2023, arXiv:2211.13218.
 
-    Each experience brings components, keys and attention vectors of its own; those of the others get no gradient. The
+    Each experience has its own components, keys and attention vectors; those of other experiences get no gradient. The
     prompt is a prefix to keys and values.
     """
 
-    components: int = 10  # that each experience brings
+    components: int = 10  # number of components for each experience
     prompt_length: int = 8  # tokens of a component: half keys, half values
-    blocks: int | None = None  # first blocks, which take a prompt; none: five twelfths of the tower's
-    ortho: float = 0.1  # weight of the penalty that holds components, keys and attention vectors orthonormal
+    blocks: int | None = None  # number of first blocks that get a prompt; none: five twelfths of the tower's blocks
+    ortho: float = 0.1  # weight of the penalty that keeps components, keys and attention vectors orthonormal
     schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:

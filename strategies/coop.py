@@ -14,7 +14,7 @@ from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
 
 class ContextClasses(nn.Module):
-    """Class names in a learned context; in the plain template until training starts."""
+    """Class names in a learned context; until training starts, in the plain template."""
 
     plain: Tensor
 
@@ -40,14 +40,14 @@ class ContextClasses(nn.Module):
 class CoOp(TextPrompts):
     """Context optimisation: learned words around the class names. Zhou et al. 2022, arXiv:2109.01134.
 
-    Both towers are frozen; images are features from the bank. `epochs` in the paper:
-    50 for one image a class, 100 for two and four, 200 for more.
+    Both towers are frozen; image features come from the bank. `epochs` in the paper: 50 for one image per class, 100
+    for two and four, 200 for more.
     """
 
     context_length: int = 16  # learned vectors
-    class_position: Literal["end", "middle", "front"] = "end"  # of the class name among them
-    class_specific: bool = False  # vectors of each class's own
-    init: str = ""  # words to start from, as many tokens as vectors, e.g. "a photo of a"; empty: random
+    class_position: Literal["end", "middle", "front"] = "end"  # position of the class name among the learned vectors
+    class_specific: bool = False  # separate vectors for each class
+    init: str = ""  # words to start from, with as many tokens as vectors, e.g. "a photo of a"; empty: random
     epochs: int = 50
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -13,8 +13,8 @@ from clsim.parts.adaptation import Adapting, AdaptingOutputs, adversarial_loss, 
 class Dann(Adaptation):
     """DANN: features from which the domain cannot be predicted. Ganin et al. 2016, arXiv:1505.07818.
 
-    It learns on features from the bank, through a trained bottleneck; the usual code fine-tunes the backbone, and so
-    does `tune=all`. On a stream without a target it learns from the labelled images alone.
+    It learns on features from the bank, through a trained bottleneck. The usual code fine-tunes the backbone;
+    `tune=all` does this, too. On a stream without a target it learns from the labelled images only.
     """
 
     hidden: int = 64  # features of the domain classifier's hidden layer
@@ -31,7 +31,7 @@ class Dann(Adaptation):
 
 
 def discriminator(s: Step) -> nn.Module:
-    """The learner's domain classifier, which it has wherever there is a target."""
+    """The learner's domain classifier; it exists if there is a target."""
     found = s.learner_as(Adapting).discriminator
     assert found is not None
     return found

@@ -19,17 +19,17 @@ SOURCE, TARGET = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class DaplOutputs(Outputs):
-    """Logits against the prompts of both domains, in training."""
+    """Training outputs: logits for the prompts of both domains."""
 
-    on_source: Tensor  # (B,2K) of the batch, source block first
-    on_target: Tensor | None = None  # (B',2K) of its target images; None without
-    pseudo: Tensor | None = None  # (B',K) zero-shot logits of those
+    on_source: Tensor  # (B,2K) logits of the batch, source block first
+    on_target: Tensor | None = None  # (B',2K) logits of its target images; None if it has none
+    pseudo: Tensor | None = None  # (B',K) zero-shot logits of the target images
 
 
 class DomainPrompts(nn.Module):
-    """Image features from the bank against each class twice: as the source has it, and as the target.
+    """Image features from the bank, compared with two prompts per class: one for the source, one for the target.
 
-    Against names in the plain template until training starts.
+    Until training starts, the class names are in the plain template.
     """
 
     plain: Tensor
@@ -38,7 +38,7 @@ class DomainPrompts(nn.Module):
         super().__init__()
         self.block = (
             TARGET if info.has_target else SOURCE
-        )  # a stream without a target is learned, and predicted, as a source
+        )  # without a target, the stream is learned and predicted as a source
         domains = info.domain_names[:2] if len(info.domain_names) == 2 else ("photo", "photo")
         length = how.context_length + how.domain_length
         self.prompted = nn.ModuleList(
@@ -54,7 +54,7 @@ class DomainPrompts(nn.Module):
         self.register_buffer("plain", class_features(text, info.class_names, (TEMPLATE,)), persistent=False)
 
     def classes(self, block: int) -> Tensor:
-        """(K,E) features of the classes in one domain's words."""
+        """(K,E) features of the classes with one domain's prompts."""
         domain = self.domain_context[block].expand(len(self.context), -1, -1)
         context, prompted = torch.cat([self.context, domain], dim=1), self.prompted[block]
         assert isinstance(prompted, PromptedText)
@@ -80,14 +80,14 @@ class DomainPrompts(nn.Module):
 class Dapl(TextPrompts):
     """Domain adaptation via prompt learning: words for classes and for domains. Ge et al. 2022, arXiv:2202.06687.
 
-    Target images learn from pseudo labels, which zero-shot CLIP gives where it is sure. In the paper each softmax spans
-    the prompts of both domains, which sets class and domain apart; the released code spans one domain's.
+    Target images are trained with pseudo labels from zero-shot CLIP, where it is confident. In the paper each softmax
+    is over the prompts of both domains, which separates class and domain; in the released code it is over one domain's.
     """
 
     context_length: int = 16  # learned vectors that both domains share
     domain_length: int = 16  # learned vectors of each domain
-    class_specific: bool = False  # shared vectors of each class's own
-    threshold: float = 0.5  # how sure zero-shot must be of a pseudo label
+    class_specific: bool = False  # separate shared vectors for each class
+    threshold: float = 0.5  # lowest zero-shot confidence for a pseudo label
     domain_contrast: Literal["both", "none"] = (
         "both"  # a softmax over both domains' prompts (paper), or one's (release)
     )
@@ -114,7 +114,7 @@ class Dapl(TextPrompts):
         sure, labels = outputs.pseudo.softmax(dim=1).max(dim=1)
         kept = sure >= self.threshold
         s.log("pseudo_labels_kept", kept.float().mean())
-        # zero, and not the mean of nothing, where no image is kept
+        # zero (not the mean of an empty set) if no image is kept
         losses = self._block_loss(outputs.on_target, labels, TARGET)
         return loss + (losses * kept).sum() / kept.sum().clamp(min=1)
 

@@ -15,7 +15,7 @@ from clsim.parts.tuners import key_width
 
 
 class DualPrompted(nn.Module):
-    """A frozen tower with a general prompt in its first blocks and, in those that follow, the expert's of one task."""
+    """A frozen tower with a general prompt in its first blocks and one task's expert prompt in the next blocks."""
 
     def __init__(self, tower: Tower, info: StreamInfo, how: "DualPrompt") -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class DualPrompted(nn.Module):
         return PoolOutputs(self.head(features), features, detected, chosen=chosen, match=match)
 
     def nearest(self, similarity: Tensor) -> Tensor:
-        """(B,T) cosines to the keys -> (B,) experts, of those that have learned."""
+        """(B,T) cosines to the keys -> (B,) experts, among those that have been trained."""
         return similarity.masked_fill(~self.progress.mask, -torch.inf).argmax(dim=1)
 
 
@@ -50,13 +50,13 @@ class DualPrompted(nn.Module):
 class DualPrompt(PromptPools):
     """DualPrompt: general and expert prompts as prefixes to keys and values. Wang et al. 2022, arXiv:2204.04799.
 
-    In training, and where the protocol reveals the task, a task has its own expert; its key is pulled to the features
-    of the task's clean images. Else each image takes the expert with the nearest key. Experts of other tasks get no
-    gradient. Rates and starting values are the published code's; its vote of a batch is left out.
+    In training, and if the protocol reveals the task, each task uses its own expert; its key is pulled to the features
+    of the task's clean images. Otherwise each image uses the expert with the nearest key. Experts of other tasks get no
+    gradient. Rates and start values are those of the published code; its batch vote is left out.
     """
 
-    general_blocks: int | None = None  # first blocks, which take the general prompt; none: a sixth of the tower's
-    expert_blocks: int | None = None  # blocks behind them, which take the expert's; none: a quarter of the tower's
+    general_blocks: int | None = None  # number of first blocks, with the general prompt; none: a sixth of all
+    expert_blocks: int | None = None  # number of next blocks, with the expert's prompt; none: a quarter of all
     general_length: int = 6  # tokens of the general prompt in a block: half keys, half values
     expert_length: int = 20  # tokens of an expert's prompt in a block: half keys, half values
     pull: float = 1.0  # weight of the loss that pulls a task's key to its queries
@@ -74,6 +74,6 @@ class DualPrompt(PromptPools):
         return DualPrompted(backbone.image, info, self)
 
     def loss(self, s: Step) -> Tensor:
-        # section 4.3; the key stands for the task, and replayed images are of others
+        # section 4.3; replayed images are left out, because they belong to other tasks than the key
         stream = len(s.batch) - s.batch.replayed
         return super().loss(s) - self.pull * s.outputs_as(PoolOutputs).match[:stream].mean()

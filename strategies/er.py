@@ -11,13 +11,13 @@ from clsim.strategies.finetune import Finetune
 
 @dataclass(kw_only=True)
 class Er(Finetune):
-    """Experience replay: fine-tuning on the stream and as many remembered images.
+    """Experience replay: fine-tuning on images of the stream and as many images from a memory.
 
     `--strategy finetune --with er:500` is the same method and the same run as `--strategy er memory=500`.
     """
 
-    memory: int = 500  # images kept, in all or (per_class) of each class
-    per_class: bool = False  # a reservoir for each class
+    memory: int = 500  # images kept, in total or (per_class) for each class
+    per_class: bool = False  # one reservoir for each class
 
     same_as: ClassVar[str] = "finetune --with er,size=memory,per_class=per_class"
 

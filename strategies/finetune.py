@@ -1,4 +1,4 @@
-"""Sequential fine-tuning of every weight: the baseline that forgets."""
+"""Sequential fine-tuning of all weights: the baseline that forgets."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from clsim.parts.learners import Headed, TunedImage
 
 @dataclass(kw_only=True)
 class Finetune(Strategy):
-    """Fine-tuning: cross-entropy on each experience in turn, all weights."""
+    """Fine-tuning: all weights learn with cross-entropy, on one experience after another."""
 
     lr: float = 3e-4
 

@@ -45,7 +45,7 @@ class PromptedTower(nn.Module):
         self.how = how
         self.pool = PromptPool(how.pool_size, how.prompt_length, tower.width, low, high)
         self.head = LinearHead(tower.width, num_classes)
-        # how often training steps selected each prompt: in the experiences before this one, and in this one
+        # how often training steps selected each prompt: in earlier experiences, and in this one
         self.register_buffer("used_before", torch.zeros(how.pool_size, dtype=torch.int64))
         self.register_buffer("used", torch.zeros(how.pool_size, dtype=torch.int64))
 
@@ -56,7 +56,7 @@ class PromptedTower(nn.Module):
         if self.how.order == "cls_prompts_patches":
             prompts = prompts + self.tower.first_position
         tokens = self.tower.embed(batch.known_images)
-        # attention does not know the order of its tokens: where the prompts stand is for us to choose
+        # attention does not depend on the order of its tokens, so prompts may be at any position
         tokens = torch.cat([prompts.to(tokens.dtype), tokens], dim=1)
         outputs = self.tower.encode(tokens, read=slice(0, prompts.shape[1]))
         features = outputs.float().mean(dim=1)
@@ -74,8 +74,8 @@ class PromptedTower(nn.Module):
         """(B,M) cosines to the keys -> (B,N) prompt ids."""
         ranking = similarity.detach()
         if self.training and self.how.diversity:
-            # section 4.1: distance times usage in earlier experiences; one is added to each count, so that the
-            # first experience is not decided by ties, nor the others by prompts never used
+            # section 4.1: distance times usage in earlier experiences; with one added to each count, there are no ties
+            # in the first experience, and unused prompts do not always win in later ones
             frequency = (self.used_before + 1) / (self.used_before + 1).sum()
             ranking = -(1 - ranking) * frequency
         chosen = ranking.topk(self.how.top_k, dim=1).indices
@@ -86,25 +86,25 @@ class PromptedTower(nn.Module):
 
 @dataclass(kw_only=True)
 class L2P(PromptPools):
-    """Learning to Prompt: a pool of prompts, chosen by the image. Wang et al. 2022, arXiv:2112.08654.
+    """Learning to Prompt: a pool of prompts; each image selects some of them. Wang et al. 2022, arXiv:2112.08654.
 
-    The default is the paper's setting with the query taken from the clean image. Published code takes it from the
-    augmented one and lets a batch vote on its prompts, in evaluation too, where that leaks the task; presets
-    `official` and `port` follow that code except for the vote in evaluation (`selection_test=batch` asks for it).
+    The default is the paper's setting, with the query from the clean image. Published code takes it from the augmented
+    image and selects prompts by a vote of the batch. It does so in evaluation, too, where this leaks the task. Presets
+    `official` and `port` follow that code, but without the vote in evaluation (`selection_test=batch` adds it).
     """
 
-    pool_size: int = 10  # prompts in the pool; 1 with top_k=1 is the control without choice
+    pool_size: int = 10  # prompts in the pool; 1 with top_k=1 is the control without selection
     prompt_length: int = 5  # tokens of a prompt
-    top_k: int = 5  # prompts chosen for an image
-    pull: float = 0.5  # weight of the loss that pulls chosen keys to their queries
+    top_k: int = 5  # prompts selected for an image
+    pull: float = 0.5  # weight of the loss that pulls selected keys to their queries
     lr_base: float = 0.06
-    query: Literal["clean", "augmented"] = "clean"  # the image that chooses in training
-    selection_train: Literal["image", "batch"] = "image"  # prompt selection in training: per image, or by vote
-    selection_test: Literal["image", "batch"] = "image"  # in evaluation; batch lets test images see each other
-    diversity: bool = False  # penalise prompts by their use in earlier experiences
+    query: Literal["clean", "augmented"] = "clean"  # the image used as query in training
+    selection_train: Literal["image", "batch"] = "image"  # selection in training: per image, or by the batch's vote
+    selection_test: Literal["image", "batch"] = "image"  # in evaluation; batch: predictions depend on the batch
+    diversity: bool = False  # penalise prompts that earlier experiences used often
     init: Literal["unit", "small"] = "unit"  # keys and prompts start in U(-1, 1), or in U(0, 0.01)
     order: Literal["prompts_cls_patches", "cls_prompts_patches"] = (
-        "prompts_cls_patches"  # the second gives prompts the class token's position
+        "prompts_cls_patches"  # cls_prompts_patches: prompts get the class token's position embedding
     )
     clip_grad: float = 1.0
 
@@ -126,13 +126,13 @@ class L2P(PromptPools):
         super().__post_init__()
         self.at_least(1, "pool_size", "prompt_length", "top_k")
         if self.top_k > self.pool_size:
-            raise ValueError(f"top_k={self.top_k} prompts cannot be chosen from a pool of pool_size={self.pool_size}")
+            raise ValueError(f"top_k={self.top_k} prompts cannot be selected from a pool of pool_size={self.pool_size}")
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return PromptedTower(backbone.image, info.num_classes, self)
 
     def loss(self, s: Step) -> Tensor:
-        # eq. 5 of the paper, with cosine similarity for its distance: only chosen keys move, and only by this term
+        # eq. 5 of the paper, with cosine similarity as distance: only this term trains keys, and only the selected ones
         return super().loss(s) - self.pull * s.outputs_as(PoolOutputs).match.sum(dim=1).mean()
 
     def after_forward(self, s: Step) -> None:

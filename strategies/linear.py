@@ -11,7 +11,7 @@ from clsim.parts.learners import BankFeatures, Headed
 
 @dataclass(kw_only=True)
 class Linear(Strategy):
-    """Linear probing: a head on the frozen tower's features, each experience in turn."""
+    """Linear probing: a linear head on the frozen tower's features, trained on one experience after another."""
 
     lr: float = 3e-3
 

@@ -19,7 +19,7 @@ class LowRank(nn.Module, TunerHooks):
     """Low-rank additions to projections, W + alpha / rank * B A: Hu et al. 2021, arXiv:2106.09685, section 4.1."""
 
     def __init__(self, layers: Sequence[Block], rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-        """`targets` are of "qkv", "proj", "fc1" and "fc2". B starts at zero."""
+        """`targets`: some of "qkv", "proj", "fc1" and "fc2". B starts at zero."""
         super().__init__()
         self.scale = alpha / rank
         self.targets = targets
@@ -27,7 +27,7 @@ class LowRank(nn.Module, TunerHooks):
         self.a = nn.ParameterList(nn.Parameter(torch.empty(rank, n)) for block in shapes for _, n in block)
         self.b = nn.ParameterList(nn.Parameter(torch.zeros(m, rank)) for block in shapes for m, _ in block)
         for each in self.a:
-            nn.init.kaiming_uniform_(each, a=math.sqrt(5))  # the bounds of nn.Linear
+            nn.init.kaiming_uniform_(each, a=math.sqrt(5))  # same bounds as nn.Linear
 
     def linear(
         self, block: int, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice = ALL
@@ -39,7 +39,7 @@ class LowRank(nn.Module, TunerHooks):
         return out + self.scale * linear(linear(x, self.a[i].to(x.dtype)), self.b[i][rows].to(x.dtype)).to(out.dtype)
 
     def merged(self, block: int, name: str, weight: Tensor) -> Tensor:
-        """(out, in) weight with the addition folded in, which is all that inference needs."""
+        """(out, in) weight with the addition merged; inference needs nothing else."""
         i = block * len(self.targets) + self.targets.index(name)
         return weight + self.scale * self.b[i] @ self.a[i]  # type: ignore[no-any-return]
 
@@ -48,8 +48,8 @@ class LowRank(nn.Module, TunerHooks):
 class Lora(TextTuner):
     """LoRA: low-rank additions to projections. Hu et al. 2021, arXiv:2106.09685."""
 
-    rank: int = 4  # of the additions
-    alpha: float = 4.0  # the additions count alpha / rank
+    rank: int = 4  # rank of the additions
+    alpha: float = 4.0  # the additions are multiplied by alpha / rank
     targets: tuple[str, ...] = ("qkv",)  # projections of each block: qkv, proj, fc1, fc2
 
     def __post_init__(self) -> None:

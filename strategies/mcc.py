@@ -10,10 +10,10 @@ from clsim.parts.adaptation import Adapting, AdaptingOutputs
 
 
 def class_confusion(logits: Tensor, temperature: float) -> Tensor:
-    """How much (B,K) predictions take pairs of classes for each other: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
+    """The confusion between classes in (B,K) predictions: Jin et al. 2020, arXiv:1912.03699, eq. 2 to 6.
 
-    Images weigh the more the surer their prediction is; the matrix of confusions is normalised by row, and the mean
-    over the classes of what lies off its diagonal is the loss.
+    Images with a more certain prediction have a larger weight. The confusion matrix is normalised by row; the loss is
+    the sum of its off-diagonal entries, divided by the number of classes.
     """
     predicted = (logits / temperature).softmax(dim=1)
     entropy = -(predicted * predicted.clamp(min=1e-5).log()).sum(dim=1)
@@ -28,8 +28,8 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
 class Mcc(Adaptation):
     """MCC: minimises confusion between classes in the target predictions. Jin et al. 2020, arXiv:1912.03699.
 
-    It learns on features from the bank, through a trained bottleneck; the usual code fine-tunes the backbone, and so
-    does `tune=all`. On a stream without a target it learns from the labelled images alone.
+    It learns on features from the bank, through a trained bottleneck. The usual code fine-tunes the backbone;
+    `tune=all` does this, too. On a stream without a target it learns from the labelled images only.
     """
 
     temperature: float = 2.5  # of the predictions

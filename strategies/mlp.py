@@ -12,7 +12,7 @@ from clsim.parts.learners import BankFeatures, Headed
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a batch of one image as it takes one in evaluation."""
+    """Batch normalisation that treats a batch of one image as in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) > 1:
@@ -41,7 +41,7 @@ class MlpHead(nn.Module):
 class Mlp(Strategy):
     """MLP-k: a head of k layers on the features of the frozen tower. Jia et al. 2022, arXiv:2203.12119, section 4.1."""
 
-    layers: int = 3  # k; between two layers stand ReLU and batch normalisation
+    layers: int = 3  # k; ReLU and batch normalisation between layers
     hidden: int = 256  # features of the hidden layers
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from clsim.parts.heads import PrototypeHead
 
 
 class NearestMean(nn.Module):
-    """Prototypes on features from the bank."""
+    """Class means (prototypes) of features from the bank."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()

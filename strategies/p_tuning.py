@@ -14,10 +14,10 @@ from clsim.parts.tuners import Prompts, Tokens
 
 
 class EncodedTokens(nn.Module):
-    """(1, P, D) tokens that a small network makes of learned embeddings, so that they do not move alone.
+    """(1, P, D) tokens that a small network makes from learned embeddings, so that they are trained together.
 
-    P-Tuning, Liu et al. 2021, arXiv:2103.10385, section 3: a bidirectional LSTM of two layers and a two-layer network,
-    or the network alone.
+    P-Tuning, Liu et al. 2021, arXiv:2103.10385, section 3: a bidirectional two-layer LSTM and a two-layer network,
+    or only the network.
     """
 
     def __init__(self, count: int, width: int, hidden: int, recurrent: bool) -> None:
@@ -29,12 +29,12 @@ class EncodedTokens(nn.Module):
 
     def forward(self) -> Tensor:
         """The tokens."""
-        with torch.autocast(self.embeddings.device.type, enabled=False):  # a few vectors: nothing to save
+        with torch.autocast(self.embeddings.device.type, enabled=False):  # few vectors: bfloat16 would save nothing
             found = self.embeddings[None]
             return self.mlp(found if self.lstm is None else self.lstm(found)[0])  # type: ignore[no-any-return]
 
     def folded(self) -> Tokens:
-        """The tokens alone, which is all that inference needs."""
+        """The tokens only; inference needs nothing else."""
         tokens = self()
         plain = Tokens(1, len(tokens[0]), tokens.shape[2], bound=0.0)
         plain.tokens.data.copy_(tokens.detach())
@@ -45,12 +45,12 @@ class EncodedTokens(nn.Module):
 class PTuning(TextTuner):
     """P-Tuning: input tokens made by a small network. Liu et al. 2021, arXiv:2103.10385.
 
-    On the text tower they stand before the class names, as in CoOp.
+    On the text tower they are before the class names, as in CoOp.
     """
 
     prompt_length: int = 10  # tokens
     hidden: int = 96  # features of the network's hidden layers
-    encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional LSTM and two-layer network, or the latter alone
+    encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional LSTM and two-layer network, or only the network
 
     def __post_init__(self) -> None:
         super().__post_init__()

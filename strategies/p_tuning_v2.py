@@ -9,7 +9,7 @@ from clsim.parts.tuners import Pairs, Prefix, key_width
 
 @dataclass(kw_only=True)
 class PTuningV2(TextTuner):
-    """P-Tuning v2: extra keys and values in every block, learned as they are. Liu et al. 2022, arXiv:2110.07602."""
+    """P-Tuning v2: extra keys and values in every block, learned directly. Liu et al. 2022, arXiv:2110.07602."""
 
     lr: float = 5e-3
     prefix_length: int = 10  # keys and values in each block

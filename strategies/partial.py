@@ -9,7 +9,7 @@ from clsim.parts.tuners import require_blocks
 
 
 def free_last(tower: Tower, blocks: int) -> None:
-    """Let the last blocks and the norm behind them learn. Raises RequestError if there are not as many."""
+    """Let the last blocks and the norm after them learn. Raises RequestError if the tower has fewer blocks."""
     require_blocks(tower)
     if blocks > tower.depth:
         raise RequestError(f"blocks={blocks} is more than the {tower.depth} that the tower has")
@@ -20,10 +20,10 @@ def free_last(tower: Tower, blocks: int) -> None:
 
 @dataclass(kw_only=True)
 class Partial(Tuner):
-    """Partial-k: the last blocks learn, and the norm behind them. Yosinski et al. 2014, arXiv:1411.1792."""
+    """Partial-k: the last blocks and the norm after them learn. Yosinski et al. 2014, arXiv:1411.1792."""
 
     lr: float = 3e-4
-    blocks: int = 1  # how many, from the end
+    blocks: int = 1  # number of blocks, counted from the last
 
     def __post_init__(self) -> None:
         super().__post_init__()

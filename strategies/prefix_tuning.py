@@ -11,7 +11,7 @@ from clsim.parts.tuners import Pairs, Prefix, key_width
 
 
 class EncodedPairs(nn.Module):
-    """(depth, 2, P, D) keys and values that a small network makes of P learned vectors.
+    """(depth, 2, P, D) keys and values that a small network makes from P learned vectors.
 
     Prefix tuning, Li and Liang 2021, arXiv:2101.00190, section 4.3.
     """
@@ -28,7 +28,7 @@ class EncodedPairs(nn.Module):
             return self.network(self.embeddings).view(self.shape).permute(1, 2, 0, 3)  # type: ignore[no-any-return]
 
     def folded(self) -> Pairs:
-        """The keys and values alone, which is all that inference needs."""
+        """The keys and values only; inference needs nothing else."""
         pairs = self().detach()
         plain = Pairs(len(pairs), *pairs.shape[2:])
         plain.pairs.data.copy_(pairs)

@@ -16,8 +16,8 @@ from clsim.parts.tuners import Prompts, Tokens
 class PromptTuning(TextTuner):
     """Prompt tuning: learned input tokens. Lester et al. 2021, arXiv:2104.08691.
 
-    On the image tower they start uniform in [-0.5, 0.5]; on the text tower they stand before the class names, as in
-    CoOp, and start as words of the vocabulary, drawn at random: two of the paper's three ways.
+    On the image tower they start uniform in [-0.5, 0.5]. On the text tower they are before the class names, as in CoOp,
+    and start as random words of the vocabulary. These are two of the paper's three initialisations.
     """
 
     lr: float = 5e-3

@@ -18,7 +18,7 @@ from clsim.strategy import Optimizer, Schedule
 
 
 class SPrompted(nn.Module):
-    """A frozen tower with prompts and a head for each experience; an image takes those of the nearest centre."""
+    """A frozen tower with prompts and a head for each experience; an image uses those of the nearest centre."""
 
     centres: Tensor
     learned: Tensor
@@ -33,7 +33,7 @@ class SPrompted(nn.Module):
         self.prompts = PerExperience(torch.empty(count, how.prompt_length, tower.width).uniform_(-bound, bound))
         self.heads = nn.ModuleList(LinearHead(tower.out_dim, info.num_classes) for _ in range(count))
         self.register_buffer("centres", torch.full((count, how.centres, tower.out_dim), torch.inf))
-        # which classes each experience had; of each class the last experience that had it
+        # the classes of each experience; for each class the last experience that had it
         self.register_buffer("learned", torch.zeros(count, info.num_classes, dtype=torch.bool))
         self.register_buffer("owner", torch.zeros(info.num_classes, dtype=torch.int64))
 
@@ -48,14 +48,14 @@ class SPrompted(nn.Module):
         return Outputs(self.answer(scores, chosen), features, self.progress.detected(batch, chosen))
 
     def nearest(self, features: Tensor) -> Tensor:
-        """(B,E) features -> (B,) experiences, those of the nearest centres."""
+        """(B,E) features -> (B,) experiences of the nearest centres."""
         every = self.centres.flatten(0, 1)
-        # without the expansion of the square: places not filled yet are infinitely far
+        # without expanding the square: unused places are infinitely far away
         distance = torch.cdist(normalize(features), every, compute_mode="donot_use_mm_for_euclid_dist")
         return distance.argmin(dim=1) // self.centres.shape[1]
 
     def answer(self, scores: Tensor, chosen: Tensor) -> Tensor:
-        """(B,T,K) logits of all heads -> (B,K): the chosen head's of the classes that it learned.
+        """(B,T,K) logits of all heads -> (B,K): logits of the chosen head for the classes that it learned.
 
         Other classes are ranked below, by the head that learned them last, so that restricted evaluations still work.
         """
@@ -65,24 +65,24 @@ class SPrompted(nn.Module):
         return torch.where(known, own, floor - 1 + others - others.amax(dim=1, keepdim=True))
 
     def begin(self, index: int, classes: tuple[int, ...]) -> None:
-        """Go on to the experience `index` with its classes."""
+        """Begin the experience `index` with its classes."""
         self.learned[index, list(classes)] = True
         self.owner[list(classes)] = index
 
     def close(self, features: Tensor, seed: int) -> None:
-        """Keep the centres of the experience's (N,E) features."""
+        """Store the centres of the experience's (N,E) features."""
         found = centres(normalize(features), self.centres.shape[1], seed)
         self.centres[self.progress.current, : len(found)] = found
 
 
 def centres(features: Tensor, count: int, seed: int) -> Tensor:
-    """(N,D) -> (count,D) k-means centres in float32; fewer where there are fewer distinct features."""
+    """(N,D) -> (count,D) k-means centres in float32; fewer if there are fewer distinct features."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
     rows = features.double().cpu().numpy()
     groups = min(count, len(np.unique(rows, axis=0)))
-    with threadpool_limits(limits=1):  # threads add their sums in any order, and a resumed run must find the same
+    with threadpool_limits(limits=1):  # threads add numbers in varying order, but a resumed run must get the same sums
         found = KMeans(groups, n_init=1, random_state=seed % 2**32).fit(rows)
     return torch.from_numpy(found.cluster_centers_).float().to(features.device)
 
@@ -92,13 +92,13 @@ class SPrompts(PromptPools):
     """S-Prompts: a set of prompts and a head for each experience, chosen by nearest centre. Wang et al. 2022,
     arXiv:2207.12819.
 
-    The image part (S-iPrompts): prompts at the input of a frozen tower. Centres are of k-means over the frozen tower's
-    features, scaled to unit length; distances are Euclidean. Where the protocol reveals the task, its own are taken.
-    Nothing that an experience learned is touched by another.
+    This is the image version (S-iPrompts): prompts at the input of a frozen tower. The centres are from k-means over
+    the frozen tower's features, scaled to unit length; distances are Euclidean. If the protocol reveals the task, the
+    task's own prompts and head are used. No experience changes what another one has learned.
     """
 
     prompt_length: int = 10  # tokens of a set of prompts
-    centres: int = 5  # of the features of an experience
+    centres: int = 5  # k-means centres of the features of an experience
     optimizer: Optimizer = "sgd"
     lr: float = 0.01
     schedule: Schedule = "cosine"

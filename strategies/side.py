@@ -21,7 +21,7 @@ class SideNetwork(nn.Module):
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
-            # norms of groups of channels: a batch's would let its images see each other
+            # group norms: with batch norms, an image's features would depend on its batch
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(widths[-1], out_dim)
@@ -35,8 +35,8 @@ class SideNetwork(nn.Module):
 class SideTuned(nn.Module):
     """s(a) base + (1 - s(a)) side, with s the logistic function and a = 0 at first.
 
-    Zhang et al. 2019, arXiv:1912.13503, section 3. With several networks, each with a weight of its own, one is of
-    each task; those of other tasks ask for no gradient at all, or an optimizer with momentum would keep moving them.
+    Zhang et al. 2019, arXiv:1912.13503, section 3. With several networks, each task has one, with its own weight. Those
+    of other tasks require no gradients; otherwise an optimizer with momentum would still change them.
     """
 
     def __init__(self, tower: Tower, channels: int, networks: int) -> None:
@@ -44,17 +44,17 @@ class SideTuned(nn.Module):
         self.tower = tower
         self.sides = nn.ModuleList(SideNetwork(channels, tower.out_dim) for _ in range(networks))
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(networks))
-        self.current = 0  # the network that learns, or did last
+        self.current = 0  # the network that learns, or the last one that learned
 
     def turn_to(self, task: int) -> None:
-        """Let the network of this task learn, and no other."""
+        """Let only the network of this task learn."""
         self.current = task
         for i, (side, weight) in enumerate(zip(self.sides, self.weights, strict=True)):
             side.requires_grad_(i == task)
             weight.requires_grad_(i == task)
 
     def forward(self, batch: Batch) -> Tensor:
-        """A batch -> (B,D) features, by the network of the batch's task; by the current one where it has none."""
+        """A batch -> (B,D) features from the network of the batch's task, or from the current one if it is unknown."""
         task = min(self.current if batch.task is None else batch.task, len(self.sides) - 1)
         with torch.no_grad():
             base = self.tower(batch.known_images).float()
@@ -65,12 +65,12 @@ class SideTuned(nn.Module):
 
 @dataclass(kw_only=True)
 class Side(Strategy):
-    """Side-tuning: a small network beside the frozen tower, their features mixed. Zhang et al. 2019, arXiv:1912.13503.
+    """Side-tuning: a small network next to the frozen tower, with mixed features. Zhang et al. 2019, arXiv:1912.13503.
 
-    One network for the whole stream; one of each experience's own in the task protocol, where it is told at test.
+    One network for the whole stream. In the task protocol, where the task is known at test, one per experience.
     """
 
-    channels: int = 32  # of the side network's first convolution
+    channels: int = 32  # channels of the side network's first convolution
 
     def __post_init__(self) -> None:
         super().__post_init__()

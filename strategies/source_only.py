@@ -1,4 +1,4 @@
-"""Learning from the source alone."""
+"""Learning only from the source."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +13,10 @@ from clsim.parts.learners import Headed
 
 @dataclass(kw_only=True)
 class SourceOnly(Strategy):
-    """Source only: a linear head on the labelled source; what adaptation is measured against."""
+    """Source only: a linear head trained on the labelled source; the baseline for adaptation."""
 
     epochs: int = 20  # passes over the source
-    tune: Literal["head", "all"] = "head"  # what learns: a head on the frozen tower, or the tower as well
+    tune: Literal["head", "all"] = "head"  # what learns: a head on the frozen tower (head), or the tower, too (all)
 
     def reads(self) -> set[str]:
         return inputs_for(self.tune)

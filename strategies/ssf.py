@@ -10,9 +10,10 @@ from clsim.bases import Tuner
 
 
 class ScaleShift(nn.Module, TunerHooks):
-    """A scale and a shift of every feature behind every projection and norm: SSF, Lian et al. 2022, arXiv:2210.08823.
+    """A scale and a shift of every feature after every projection and norm: SSF, Lian et al. 2022, arXiv:2210.08823.
 
-    The paper draws both near one and zero (eq. 5); here they start there: tuning starts from the tower as it is.
+    The paper draws them at random near one and zero (eq. 5). Here they start exactly there, so that tuning starts from
+    the unchanged tower.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -42,7 +43,7 @@ class ScaleShift(nn.Module, TunerHooks):
 
 @dataclass(kw_only=True)
 class Ssf(Tuner):
-    """SSF: a scale and a shift behind every projection and norm. Lian et al. 2022, arXiv:2210.08823."""
+    """SSF: a scale and a shift after every projection and norm. Lian et al. 2022, arXiv:2210.08823."""
 
     def tune(self, tower: Tower) -> ScaleShift:
         return ScaleShift(tower)

@@ -15,8 +15,8 @@ from clsim.parts.tuners import free_biases
 class LiteResidual(nn.Module):
     """TinyTL's branch on a map at half its size: group convolution, norm, ReLU, 1x1 convolution, norm of gain 0.
 
-    Cai et al. 2020, arXiv:2007.11622, section 3.2. Norms are of groups of channels: a batch's would let its images see
-    each other.
+    Cai et al. 2020, arXiv:2007.11622, section 3.2. It uses group norms: with batch norms, an image's features would
+    depend on its batch.
     """
 
     def __init__(self, width: int, groups: int) -> None:
@@ -37,9 +37,9 @@ class LiteResidual(nn.Module):
 
 
 class LiteResiduals(nn.Module, TunerHooks):
-    """A lite residual beside every block but the last, on the grid of patches; made for convolutional networks.
+    """A lite residual in parallel to every block except the last, on the grid of patches; the paper has convolutions.
 
-    The last block has none: of its tokens only the class token is read, which is not on the grid.
+    The last block has none: only its class token is read, and that is not on the grid.
     """
 
     def __init__(self, tower: Tower, groups: int) -> None:
@@ -58,12 +58,12 @@ class LiteResiduals(nn.Module, TunerHooks):
 
 @dataclass(kw_only=True)
 class TinyTl(Tuner):
-    """TinyTL: biases learn, and small residual branches beside the blocks. Cai et al. 2020, arXiv:2007.11622.
+    """TinyTL: biases and small residual branches in parallel to the blocks learn. Cai et al. 2020, arXiv:2007.11622.
 
-    Made for convolutional networks: here the branches run on the grid of patches, beside every block but the last.
+    Made for convolutional networks; here the branches are on the grid of patches, for every block except the last.
     """
 
-    groups: int = 8  # of the branches' convolution; divides the features of a token
+    groups: int = 8  # groups of the branches' convolution; must divide the features of a token
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from clsim.parts.tuners import Prompts, Tokens, visual_bound
 
 @dataclass(kw_only=True)
 class VptDeep(Tuner):
-    """VPT-deep: learned tokens beside the image's own, in every block anew. Jia et al. 2022, arXiv:2203.12119."""
+    """VPT-deep: learned tokens added to the image's own, new ones in every block. Jia et al. 2022, arXiv:2203.12119."""
 
     lr: float = 5e-3
     prompt_length: int = 10  # tokens in each block

@@ -9,7 +9,7 @@ from clsim.parts.tuners import Prompts, Tokens, visual_bound
 
 @dataclass(kw_only=True)
 class VptShallow(Tuner):
-    """VPT-shallow: learned tokens beside the image's own, from the first block. Jia et al. 2022, arXiv:2203.12119."""
+    """VPT-shallow: learned tokens added to the image's own at the first block. Jia et al. 2022, arXiv:2203.12119."""
 
     lr: float = 5e-3
     prompt_length: int = 10  # tokens

@@ -11,7 +11,7 @@ from clsim.parts.text import TextHead, class_features
 
 
 class FrozenClip(nn.Module):
-    """Image features from the bank against class texts."""
+    """Image features from the bank, classified by class texts."""
 
     def __init__(self, head: TextHead) -> None:
         super().__init__()
@@ -28,19 +28,19 @@ class ZeroShot(Strategy):
 
     templates: tuple[str, ...] = (
         "a photo of a {}.",
-    )  # texts with {} for the class; the features of several are averaged
+    )  # texts with {} for the class name; features of several texts are averaged
 
     needs_text: ClassVar[bool] = True
     scores_unseen: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # in words that clip_micro was trained with, and of domains
+        # with words of clip_micro's training captions, also for domains
         "ensemble": {
             "templates": (
                 "a photo of a {}.", "a sketch of a {}.", "a painting of a {}.", "a clipart of a {}.",
                 "an image of a {}", "a picture of a {}.", "{}.",
             ),
         },
-        # the seven that the authors' notebook selects for ImageNet
+        # the seven templates that the authors' notebook selects for ImageNet
         "clip7": {
             "templates": (
                 "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
@@ -52,7 +52,7 @@ class ZeroShot(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.templates or any("{}" not in template for template in self.templates):
-            raise ValueError("templates are texts with {} where the class name goes, one or more")
+            raise ValueError("templates must be one or more texts with {} at the position of the class name")
 
     def reads(self) -> set[str]:
         return {"features"}

@@ -34,7 +34,7 @@ def test_ramp_rises_from_none_to_all():
     assert ramp(1) == pytest.approx(0.9999092)
 
 
-def test_gradients_turn_round_by_strength():
+def test_gradient_reversal_scales_by_strength():
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     out = Reversed.apply(x, 0.5)
     assert torch.equal(out, x)

@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_said(items, message):
 
 
 def test_experiences_must_pair_up():
-    with pytest.raises(RequestError, match="2 training experiences need as many test experiences, each its own, not 1"):
+    with pytest.raises(RequestError, match="2 training experiences need as many test experiences, one each, not 1"):
         from_avalanche(stand_in([[(GREY, 0)], [(GREY, 1)]], [[(GREY, 0)]]))
 
 
@@ -300,7 +300,7 @@ def test_a_protocol_of_ones_own_decides_whether_the_task_is_told(stream):
 def test_what_avalanche_cannot_keep_from_its_strategies_is_refused(how, stream):
     ours = stream()
     first = replace(ours.train_stream[0], **how)
-    with pytest.raises(RequestError, match="Avalanche shuffles the images of .classes 2 3., and tells where"):
+    with pytest.raises(RequestError, match="Avalanche shuffles the images of .classes 2 3., and shows where"):
         to_avalanche(replace(ours, train_stream=(first, *ours.train_stream[1:])), AS_STORED)
 
 

@@ -285,7 +285,7 @@ def test_cache_is_shown_and_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "mine.txt", "tables"]
     assert list((tmp_path / "tables").iterdir()) == []
     assert cli.main(["cache", "--clear"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}: empty already\n"
+    assert capsys.readouterr().out == f"{tmp_path}: already empty\n"
 
 
 def test_help_and_version(capsys: Any) -> None:
@@ -326,7 +326,7 @@ def test_statuses_of_the_process() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_is_no_news() -> None:
+def test_closed_stdout_exits_quietly() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "clsim", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

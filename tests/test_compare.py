@@ -212,7 +212,7 @@ def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     shutil.rmtree(done)
     done = run(tmp_path)
     (done / "config.toml").write_text("seed = 0\n")
-    with pytest.raises(RequestError, match=r"config\.toml is not what a run writes: it has no scenario, strategy"):
+    with pytest.raises(RequestError, match=r"config\.toml was not written by a run: it has no scenario, strategy"):
         compare.report([done])
 
 
@@ -222,8 +222,8 @@ def test_nothing_there_is_an_error(tmp_path: Path) -> None:
         ("config.toml", None, "config.toml is missing or broken: FileNotFoundError"),
         ("config.toml", "seed =", "config.toml is missing or broken: TOMLDecodeError"),
         ("matrix.json", None, "matrix.json is missing or broken: FileNotFoundError"),
-        ("matrix.json", '{"correct": [], "total": []}', "matrix.json is not what a run writes: it has no experiences"),
-        ("summary.json", "[]", "summary.json is not what a run writes: it has no scenario, strategy, backbone"),
+        ("matrix.json", '{"correct": [], "total": []}', "matrix.json was not written by a run: it has no experiences"),
+        ("summary.json", "[]", "summary.json was not written by a run: it has no scenario, strategy, backbone"),
     ],
 )
 def test_a_missing_or_broken_file_is_named(tmp_path: Path, file: str, content: str | None, message: str) -> None:

@@ -215,7 +215,7 @@ def test_every_strategy_with_every_seed_once(toys: dict[str, str]) -> None:
         ({}, ["scenario.size=x"], "^stream: size must be a whole number, not 'x'$"),
         ({}, ["size=0"], "^one: size must be at least 1, not 0$"),
         ({}, ["kind=c"], "^one: no choice of kind 'c'; there are: a, b, none$"),
-        ({}, ["size"], "^'size' is neither an option nor a field with its value"),
+        ({}, ["size"], "^'size' is neither an option nor a field with a value"),
         ({"epochs": "0"}, [], "^one: epochs must be at least 1, not 0$"),
         ({"epochs": "two"}, [], "^one: epochs must be a whole number, not 'two'$"),
         ({"preset": "bigg"}, [], r"^no preset of one, two 'bigg' \(did you mean 'big'\?\); there are: big, plain$"),
@@ -545,7 +545,7 @@ def test_split_gives_each_part_its_fields() -> None:
 
 def test_a_method_without_a_loss_takes_a_memory_and_no_term_of_a_loss() -> None:
     assert config_with("er:5", strategy="ncm").parts == ("er:5",)
-    with pytest.raises(RequestError, match="^--with ewc:10 adds to the training loss, and ncm learns without one$"):
+    with pytest.raises(RequestError, match="^--with ewc:10 adds to the training loss, but ncm learns without one$"):
         config_with("er:5,ewc,strength=10", strategy="ncm")
 
 

@@ -357,6 +357,6 @@ def test_without_boundaries_a_run_resumes_anywhere_and_may_be_watched(
     ],
 )
 def test_what_needs_boundaries_is_refused_by_name_on_a_stream_without(name, fields, named, tmp_path, prepare):
-    with pytest.raises(RequestError, match=f"{named} must be told where an experience begins and ends"):
+    with pytest.raises(RequestError, match=f"{named} must know where an experience begins and ends"):
         prepare(name, tmp_path, ENDLESS, **fields)
     assert prepare(name, tmp_path, **fields).strategy is not None

@@ -97,7 +97,7 @@ def test_joint_before_its_only_row():
     found = measures([[1, 1], [None, None]], [10, 20], before=True)
     assert found.values == dict.fromkeys(NAMES)
     assert found.notes["average_accuracy"] == "not tested on every experience learned"
-    assert found.notes["forgetting"] == "one experience is learned so far"
+    assert found.notes["forgetting"] == "only one experience has been learned so far"
 
 
 def test_one_experience():
@@ -105,7 +105,7 @@ def test_one_experience():
     for name in ("average_accuracy", "average_incremental_accuracy", "learning_accuracy", "sample_accuracy"):
         assert found.values[name] == pytest.approx(0.7)
     assert found.notes == dict.fromkeys(
-        ("forgetting", "backward_transfer", "forward_transfer"), "there is one experience only"
+        ("forgetting", "backward_transfer", "forward_transfer"), "there is only one experience"
     )
 
 
@@ -125,14 +125,14 @@ def test_mid_run():
 def test_after_the_first_experience():
     found = measures(CLASS_CORRECT[:1], CLASS_TOTAL)
     assert found.values["average_accuracy"] == pytest.approx(0.9)
-    assert found.notes["forgetting"] == "one experience is learned so far"
+    assert found.notes["forgetting"] == "only one experience has been learned so far"
 
 
 @pytest.mark.parametrize("correct", [[], [[1, 2, 1]]])
 def test_nothing_learned_yet(correct):
     found = measures(correct, DOMAIN_TOTAL, before=True)
     assert found.values == dict.fromkeys(NAMES)
-    assert found.notes == dict.fromkeys(NAMES, "no experience is learned yet")
+    assert found.notes == dict.fromkeys(NAMES, "no experience has been learned yet")
 
 
 def test_accuracy_matrix():
@@ -208,7 +208,7 @@ def test_base_to_new_by_hand():
     blind = metrics.base_to_new([[8, None]], [10, 6])
     assert blind.values["base_accuracy"] == 0.8
     assert blind.values["new_accuracy"] is blind.values["harmonic_mean"] is None
-    assert "never trained on" in blind.notes["new_accuracy"] and "never trained on" in blind.notes["harmonic_mean"]
+    assert "not trained on" in blind.notes["new_accuracy"] and "not trained on" in blind.notes["harmonic_mean"]
     assert metrics.base_to_new([[1, 1], [8, 3]], [10, 6]).values["base_accuracy"] == 0.8, "after training"
 
 

@@ -261,8 +261,8 @@ def test_mask_is_that_of_prompt_pools():
 @pytest.mark.parametrize(
     "kind, fields, words",
     [
-        (DualPrompt, {"general_blocks": 2}, "general_blocks=2 and expert_blocks=1 take 3 blocks; the tower has 2"),
-        (CodaPrompt, {"blocks": 3}, "blocks=3 take 3 blocks; the tower has 2"),
+        (DualPrompt, {"general_blocks": 2}, "general_blocks=2 and expert_blocks=1 need 3 blocks; the tower has 2"),
+        (CodaPrompt, {"blocks": 3}, "blocks=3 need 3 blocks; the tower has 2"),
     ],
 )
 def test_a_tower_too_shallow_is_refused(kind, fields, words):

@@ -34,7 +34,7 @@ def test_mistakes_in_parts(text, words):
 
 
 def test_a_method_without_a_loss_takes_no_regulariser(tmp_path):
-    with pytest.raises(RequestError, match="ewc:10 adds to the training loss, and ncm learns without one"):
+    with pytest.raises(RequestError, match="ewc:10 adds to the training loss, but ncm learns without one"):
         plan("ncm", tmp_path, "er:5,ewc:10")
     assert plan("ncm", tmp_path, "er:5").parts == ("er:5",)
 
@@ -63,7 +63,7 @@ def final(run):
 
 
 @pytest.mark.parametrize("name", ["finetune", "linear"])
-def test_terms_of_no_weight_change_nothing_and_each_other_term_does(name, tmp_path):
+def test_zero_weight_terms_are_no_ops_and_others_are_not(name, tmp_path):
     plain, zero = finished(name, tmp_path, ()), finished(name, tmp_path, "ewc:0,lwf:0,der:0:0:12")
     assert all(torch.equal(tensor, final(zero)[key]) for key, tensor in final(plain).items())
     for part in ("ewc:10", "lwf:1", "der:1:0:12", "der:0:1:12"):

@@ -261,7 +261,7 @@ def test_a_timm_model_without_a_network_names_both_ways_out(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(RequestError, match="where there is a network.*--weights FILE"):
+    with pytest.raises(RequestError, match="with network access.*--weights FILE"):
         load_backbone("vit_tiny_patch16_224.augreg_in21k")
     with pytest.raises(RequestError, match="did you mean 'vit_micro'"):
         load_backbone("vit_mikro")

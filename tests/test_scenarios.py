@@ -234,14 +234,14 @@ def test_folder_without_splits_is_cut_by_the_files_paths(tmp_path, encode):
 
 def test_folder_with_half_a_split(tmp_path, encode):
     plant(tmp_path / "tree" / "train", ["ant"], encode, 1)
-    with pytest.raises(RequestError, match="has a folder 'train', but none for the other of 'train' and 'test'"):
+    with pytest.raises(RequestError, match="has a folder 'train', but needs both 'train' and 'test'"):
         Folder(classes_per_experience=1).build(access(tmp_path / "tree", tmp_path / "cache"))
 
 
 def test_folder_with_a_class_that_is_not_tested(tmp_path, encode):
     plant(tmp_path / "tree" / "train", ["ant", "bee"], encode, 1)
     plant(tmp_path / "tree" / "test", ["ant"], encode, 1)
-    with pytest.raises(RequestError, match="class 'bee' is in one of them only"):
+    with pytest.raises(RequestError, match="class 'bee' is in only one of them"):
         Folder(classes_per_experience=1).build(access(tmp_path / "tree", tmp_path / "cache"))
 
 

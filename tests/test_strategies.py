@@ -355,7 +355,7 @@ def test_class_names_are_read_by_a_text_tower(tmp_path, strategy, fields):
 
 
 def test_zero_shot_wants_templates_with_a_place_for_the_name(tmp_path, plan):
-    with pytest.raises(RequestError, match="where the class name goes"):
+    with pytest.raises(RequestError, match="at the position of the class name"):
         plan("zero_shot", tmp_path, templates="a photo")
 
 

@@ -221,7 +221,7 @@ def test_a_class_without_images(make_table):
 
 def test_splits_must_mean_the_same_classes(make_table):
     train = make_table(4)
-    with pytest.raises(RequestError, match="class 'bee' is in one of them only"):
+    with pytest.raises(RequestError, match="class 'bee' is in only one of them"):
         class_incremental(Scenario(), train, replace(train, class_names=(*train.class_names[:3], "bee")), 2)
     with pytest.raises(RequestError, match="class names are ordered differently"):
         class_incremental(Scenario(), train, replace(train, class_names=train.class_names[::-1]), 2)

@@ -99,7 +99,7 @@ def test_only_the_context_learns(text):
 def test_what_does_not_fit_is_named_with_its_length(text):
     with pytest.raises(RequestError, match="class 'star' makes a prompt of 65 tokens; the tower takes 64"):
         Wording.of(text, ("star",), 61)
-    with pytest.raises(RequestError, match="'a photo of' has 3 tokens, and the context 4"):
+    with pytest.raises(RequestError, match="'a photo of' has 3 tokens, but the context has 4"):
         new_context(text, 4, "a photo of")
 
 

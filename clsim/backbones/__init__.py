@@ -1,1 +1,1 @@
-"""Pretrained transformers seen as towers."""
+"""Pretrained transformers as towers."""

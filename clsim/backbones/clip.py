@@ -34,7 +34,7 @@ class ClipVisionTower(Tower):
     """An open_clip VisionTransformer as a tower; features are projected into the space shared with the texts."""
 
     def __init__(self, visual: Any, pixels: InputSpec) -> None:
-        """Raises RequestError for blocks and pooling that are not known here."""
+        """Raises RequestError for unsupported blocks and pooling."""
         super().__init__()
         if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
             raise RequestError("CLIP's image towers pool by class token or average, not by attention")
@@ -77,14 +77,14 @@ class ClipVisionTower(Tower):
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
     def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
-        """(B,3,S,S) normalised images -> (B,E) features; tokens that `sites` adds are not pooled."""
+        """(B,3,S,S) normalised images -> (B,E) features; tokens added by `sites` are not pooled."""
         tokens = self.embed(images)
         read = slice(0, 1) if self.visual.pool_type == "tok" else slice(0, tokens.shape[1])
         return self.pool(self.encode(tokens, read, sites))
 
 
 class OpaqueTower(Tower):
-    """An image model that is no transformer (CLIP's ResNets): it gives features, and has no sites to tune."""
+    """An image model that is not a transformer (CLIP's ResNets): it has features, but cannot be tuned."""
 
     def __init__(self, visual: Any, pixels: InputSpec, out_dim: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class OpaqueTower(Tower):
     ) -> Tensor:
         """Raises RequestError: there are no blocks."""
         raise RequestError(
-            f"a {type(self.visual).__name__} has no tokens to tune; it serves methods that read features"
+            f"a {type(self.visual).__name__} has no tokens to tune; it works with methods that read features"
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,28 +117,28 @@ class OpaqueTower(Tower):
 
 
 class TextTower(Tower):
-    """CLIP's causal text transformer: token ids, or embeddings that a prompt made, to features.
+    """CLIP's causal text transformer: from token ids, or from the embeddings of a prompt, to features.
 
-    Nothing after the end-of-text token is ever read, so sequences are cut there: the features are those of the
+    Nothing after the end-of-text token is read, so sequences are cut there. The features are equal to those of the
     full length, which open_clip computes.
     """
 
     def __init__(self, clip: Any, tokenizer: Callable[..., Tensor]) -> None:
-        """Raises RequestError for text models that are not causal with the feature at the end of the text."""
+        """Raises RequestError for text models that are not causal or do not read the feature at the end of the text."""
         super().__init__()
         text = clip.text if hasattr(clip, "text") else clip
         pooling = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
         if pooling not in ("argmax", "eos") or getattr(text, "attn_mask", None) is None:
-            raise RequestError("text towers are causal and read their feature at the end of the text; this one is not")
+            raise RequestError("text towers are causal and read their feature at the end of the text; this one differs")
         if getattr(text, "cls_emb", None) is not None:
-            raise RequestError("text towers with a class token of their own are not supported")
+            raise RequestError("text towers with a class token are not supported")
         self.layers = [clip_layer(block) for block in text.transformer.resblocks]
         self.transformer = text.transformer
         self.token_embedding = text.token_embedding
         self.positions = text.positional_embedding
         self.ln_final = text.ln_final
         self.projection = text.text_projection
-        self.logit_scale = clip.logit_scale.exp().item()  # a number: bfloat16 would make 100 a 99
+        self.logit_scale = clip.logit_scale.exp().item()  # a number: in bfloat16 it could be 99 in place of 100
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.eos_id = int(getattr(text, "eos_id", getattr(clip, "text_eos_id", 0)))
@@ -159,7 +159,7 @@ class TextTower(Tower):
 
         Raises RequestError for a text that does not fit into the context.
         """
-        # a longer context than the tower's shows what would be cut off
+        # tokenize with a longer context, to find texts that would be cut
         ids = self.tokenizer(list(texts), context_length=4 * self.context_length)
         ends = ids.argmax(dim=1) if self.pooling == "argmax" else ids.eq(self.eos_id).int().argmax(dim=1)
         longest = int(ends.max()) + 1

@@ -18,7 +18,7 @@ from clsim.backbones.towers import Tower
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, augmented, evaluation
 
-BLOCK = 32  # rows computed together; a feature's last bits depend on the shape of its batch, so this never varies
+BLOCK = 32  # rows computed together; fixed, because a feature's last bits depend on the shape of its batch
 
 
 class View(NamedTuple):
@@ -29,12 +29,12 @@ class View(NamedTuple):
 
 
 class FeatureBank:
-    """Pooled features of a table's images under a frozen tower, in a file that all runs share: of the clean images, or
-    of one augmented view of each.
+    """Pooled features of a table's images from a frozen tower, in a file that all runs share. They are of the clean
+    images, or of one augmented view of each.
 
-    Rows are computed when first asked for, in fixed blocks of neighbouring rows, so that whoever fills a block,
-    whenever and in whatever order, writes the same bits: a bank that is half filled, interrupted, or filled by two
-    processes at once equals one filled in one go. A block counts as filled once its flag is set, after its data.
+    Rows are computed when they are first needed, in fixed blocks of neighbouring rows. So every process writes the same
+    bits in every order: a bank that was interrupted, or filled by two processes at the same time, is equal to a bank
+    filled at once. A block is complete when its flag is set, which is written after its data.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FeatureBank:
         return taken.view(self.tower.dtype).float()
 
     def fill(self, rows: NDArray[np.int64]) -> None:
-        """Compute what is missing of these rows' blocks."""
+        """Compute the missing blocks of these rows."""
         blocks = np.unique(rows // BLOCK)
         missing = blocks[self._flags[blocks] == 0]
         if len(missing):
@@ -89,7 +89,7 @@ class FeatureBank:
         return augmented(images, self.tower.pixels, self.view.how, draw)
 
     def _create(self) -> None:
-        """Files of the full size, put in place at once. The space is claimed now: a full disk is an error here."""
+        """Create files of the full size with one rename. Disk space is reserved: a full disk is an error here."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
         try:
@@ -106,7 +106,7 @@ class FeatureBank:
             try:
                 temporary.rename(self.folder)
             except OSError:
-                if not self.folder.exists():  # not another process that was there first
+                if not self.folder.exists():  # raise, unless another process was faster
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ from clsim.backbones.vit import VisionTower, micro_vit, nano_vit
 from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError, unknown
 
-if TYPE_CHECKING:  # open_clip takes a second to import, and most runs do without
+if TYPE_CHECKING:  # open_clip takes a second to import, and most runs do not need it
     from timm.models.vision_transformer import VisionTransformer
 
     from clsim.backbones.clip import TextTower
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # open_clip takes a second to import, and most runs do withou
 
 @dataclass
 class Backbone:
-    """A pretrained model as the towers that strategies build on. `text` is None where there is none."""
+    """A pretrained model as towers, on which strategies build. `text` is None if there is no text tower."""
 
     name: str
     image: Tower
@@ -32,13 +32,13 @@ class Backbone:
 
     @property
     def text_tower(self) -> "TextTower":
-        """The text tower. Raises RequestError where there is none."""
+        """The text tower. Raises RequestError if there is none."""
         if self.text is None:
             raise RequestError(f"{self.name} has no text tower")
         return self.text
 
     def towers(self) -> list[Tower]:
-        """The image tower, and the text tower where there is one."""
+        """The image tower, and the text tower if there is one."""
         return [self.image] if self.text is None else [self.image, self.text]
 
     def fingerprint(self) -> str:
@@ -47,11 +47,11 @@ class Backbone:
 
 
 def load_backbone(name: str, weights: Path | None = None, image_size: int | None = None) -> Backbone:
-    """The backbone called `name`, frozen, in float32; with the weights in a local file where one is given.
+    """The backbone called `name`, frozen, in float32; with the weights from a local file if one is given.
 
-    `image_size` is the side in pixels of the images that a transformer of timm or open_clip takes, in place of the
-    one it was trained with; its position embeddings are then resampled as those libraries do it. Raises RequestError
-    for unknown names, for weights that are not available, and for an image size that the backbone cannot have.
+    `image_size`: side of the input images in pixels, for a transformer of timm or open_clip, in place of the size it
+    was trained with. Its position embeddings are then resampled in the same way as in those libraries. Raises
+    RequestError for unknown names, unavailable weights, and an image size that the backbone cannot have.
     """
     if name in BUNDLED and image_size is not None:
         raise RequestError(f"{name} takes images of one size only; --image-size is for backbones of timm and open_clip")
@@ -90,16 +90,16 @@ def resampled(weights: dict[str, Tensor], vit: "VisionTransformer") -> dict[str,
     stored = weights.get("pos_embed")
     if stored is None or stored.ndim != 3:
         return weights
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens  # tokens with a position, but no place in the grid
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens  # tokens that have a position but are not in the grid
     patches = stored.shape[1] - prefix
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
-        return weights  # of another model; `load_into` says that its shape does not fit
+        return weights  # of another model; `load_into` raises the error about its shape
     grid = list(vit.patch_embed.grid_size)
     return weights | {"pos_embed": resample_abs_pos_embed(stored, grid, num_prefix_tokens=prefix)}
 
 
 def recipe(name: str) -> dict[str, object]:
-    """How bundled weights were made and how accurate they are, as written next to them."""
+    """How bundled weights were made and how accurate they are, from the file next to them."""
     file = WEIGHTS / f"{name}.json"
     read: dict[str, object] = json.loads(file.read_text()) if file.exists() else {}
     return read
@@ -113,7 +113,7 @@ def _timm_tower(name: str, pretrained: bool, image_size: int | None) -> VisionTo
         raise unknown("backbone", name, [*BUNDLED, *timm.list_models("vit_*")])
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if image_size is not None:
-        with torch.device("meta"):  # nothing is downloaded or computed for a size that does not fit
+        with torch.device("meta"):  # check the size first, without a download or computation
             unfilled = _checked(name, timm.create_model(name, pretrained=False, num_classes=0))
         require_multiple(name, image_size, cast(Any, unfilled.patch_embed).feat_ratio())
     try:
@@ -127,7 +127,7 @@ def _timm_tower(name: str, pretrained: bool, image_size: int | None) -> VisionTo
 
 
 def _checked(name: str, model: torch.nn.Module) -> "VisionTransformer":
-    """The model itself. Raises RequestError if it is of another kind."""
+    """The model, unchanged. Raises RequestError if it is of another kind."""
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(model, VisionTransformer):

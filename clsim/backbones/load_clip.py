@@ -34,7 +34,7 @@ CONTEXT = 64  # tokens: DAPL puts 32 learned ones before a name
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a bundled CLIP; heads are 32 wide."""
+    """The size of a bundled CLIP; heads have width 32."""
 
     image_size: int
     width: int
@@ -50,15 +50,15 @@ NANO = Shape(image_size=16, width=32, layers=2, text_width=32, text_layers=2, em
 
 @lru_cache
 def small_tokenizer() -> SimpleTokenizer:
-    """open_clip's tokenizer with clip_micro's merges: words of its captions are one token each, others are spelt."""
+    """open_clip's tokenizer with clip_micro's merges: each word of its captions is one token, others are several."""
     merges = captions.merges(captions.vocabulary(glyphs.class_names()))
     lines = ["#version: clip_micro", *(" ".join(pair) for pair in merges)]
-    file: Any = io.BytesIO(gzip.compress("\n".join(lines).encode()))  # what open_clip would read from a file of its own
+    file: Any = io.BytesIO(gzip.compress("\n".join(lines).encode()))  # the content of open_clip's vocabulary file
     return SimpleTokenizer(file, context_length=CONTEXT)
 
 
 def small_clip(shape: Shape) -> CLIP:
-    """An open_clip model of that size for 4x4 patches and texts of up to 64 tokens; its weights are random."""
+    """An open_clip model of this size for 4x4 patches and texts of up to 64 tokens; its weights are random."""
     vision = CLIPVisionCfg(shape.layers, shape.width, head_width=32, patch_size=4, image_size=shape.image_size)
     text = CLIPTextCfg(
         context_length=CONTEXT,
@@ -90,7 +90,7 @@ def load_clip(name: str, weights: Path | None, image_size: int | None = None) ->
 
 
 def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple[Tower, TextTower]:
-    """One of open_clip's models; the tag says which weights, and whether they were trained with QuickGELU."""
+    """One of open_clip's models; the tag selects the weights, and with them QuickGELU or GELU."""
     model_name, _, tag = name.removeprefix("clip:").partition("/")
     if model_name not in list_models():
         raise unknown("CLIP model", model_name, list_models())
@@ -115,7 +115,7 @@ def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple
     if weights is not None:
         stored = read_weights(weights)
         if image_size is not None:
-            with suppress(RuntimeError):  # no square grid: `load_into` says that the shape does not fit
+            with suppress(RuntimeError):  # no square grid: `load_into` raises the error about the shape
                 resize_pos_embed(stored, clip)
         load_into(clip, stored, str(weights))
     size = clip.visual.image_size
@@ -125,12 +125,12 @@ def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple
         return ClipVisionTower(clip.visual, pixels), TextTower(clip, tokenizer)
     out_dim = getattr(clip.visual, "output_dim", None)
     if out_dim is None:
-        raise RequestError(f"{name} has an image tower of an unknown kind, {type(clip.visual).__name__}")
+        raise RequestError(f"{name} has an image tower of an unsupported kind, {type(clip.visual).__name__}")
     return OpaqueTower(clip.visual, pixels, out_dim), TextTower(clip, tokenizer)
 
 
 def _require_size(name: str, model_name: str, image_size: int) -> None:
-    """Raises RequestError unless the image tower is a transformer of open_clip's own that can have that size."""
+    """Raises RequestError unless the image tower is open_clip's own transformer and can have that size."""
     vision = get_model_config(model_name)["vision_cfg"]
     if "timm_model_name" in vision or not isinstance(vision["layers"], int):
         raise RequestError(f"{name} takes images of one size only: its image tower is not open_clip's own transformer")

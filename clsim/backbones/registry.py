@@ -1,4 +1,4 @@
-"""Which backbones there are, without importing torch."""
+"""The list of backbones, without importing torch."""
 
 from clsim.errors import unknown
 
@@ -16,12 +16,12 @@ WITH_TEXT = "clip_micro and clip:<model>/<tag> (open_clip's names)"
 
 
 def default_backbone(needs_text: bool) -> str:
-    """The backbone of a run that names none."""
+    """The default backbone of a run."""
     return "clip_micro" if needs_text else "vit_micro"
 
 
 def describe(name: str) -> str:
-    """One line about a bundled backbone. Raises RequestError with the list if there is none of that name."""
+    """One line about a bundled backbone. Raises RequestError with the list if the name is unknown."""
     if name not in BUNDLED:
         raise unknown("bundled backbone", name, BUNDLED)
     return BUNDLED[name]

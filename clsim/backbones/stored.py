@@ -1,4 +1,4 @@
-"""Weights in files: the bundled ones and users' own."""
+"""Weights in files: the bundled ones and users' own files."""
 
 from pathlib import Path
 
@@ -20,16 +20,16 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
             return load_file(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # every broken file breaks its reader in a way of its own
+    except Exception as error:  # broken files raise many types of errors
         raise RequestError(f"cannot read weights from {file}: {error}") from error
     weights: dict[str, Tensor] = tensors.get("state_dict", tensors.get("model", tensors))
     return weights
 
 
 def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -> None:
-    """Copy weights into the model; others, of a classifier's head, may be among them and are left out.
+    """Copy weights into the model; extra weights, e.g. of a classifier's head, are ignored.
 
-    Raises RequestError where one is missing or of another shape.
+    Raises RequestError if a weight is missing or has another shape.
     """
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in weights]
@@ -41,9 +41,9 @@ def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -
 
 
 def no_weights(name: str, error: Exception) -> RequestError:
-    """The error for weights that are not available: no network, no such tag, no such file mean the same to a user."""
+    """The error for unavailable weights, with one message for all causes: no network, unknown tag, missing file."""
     return RequestError(
-        f"the weights of {name!r} cannot be had here ({type(error).__name__}): run once where there is a network "
+        f"the weights of {name!r} are not available here ({type(error).__name__}): run once with network access "
         f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
     )
 

@@ -1,9 +1,9 @@
-"""Towers: pretrained transformers with one interface, and four sites at which a tuner can change them.
+"""Towers: pretrained transformers with one interface, and four places (hooks) at which a tuner can change them.
 
-A tower runs the library's own weights, block by block, in its own few lines of arithmetic, because that is where tuners
-take hold: the tokens entering a block, its keys and values, the output of its branches, and its weights. Two things
-make that faster than the library's forward: attention is two plain matrix products, which on CPUs train faster than the
-fused kernel at these lengths, and the last block computes only the tokens that somebody reads.
+A tower has the library's weights but its own short forward code, block by block, so that tuners can change the tokens
+entering a block, its keys and values, the output of its branches, and its weights. Two things make it faster than the
+library's forward. Attention is two plain matrix products: on CPUs, at these lengths, they train faster than the fused
+kernel. And the last block computes only the tokens that are read.
 """
 
 import hashlib
@@ -17,52 +17,52 @@ from torch import Tensor, nn
 
 from clsim.data.transforms import InputSpec
 
-Read = slice | Tensor  # which tokens: the same of every row, or (B,) one position for each
+Read = slice | Tensor  # which tokens: the same for all rows, or (B,) one position for each row
 ALL = slice(None)
 
 
 class TunerHooks:
-    """What a tuner may change of a tower. This one changes nothing; tuners override what they need.
+    """What a tuner may change in a tower. This class changes nothing; tuners override the methods that they need.
 
-    `block` counts from 0. Added tokens are appended after the image's own, where pooling does not read them: attention
-    without a mask does not depend on the order of its tokens.
+    `block` counts from 0. Added tokens are appended after the image's own tokens, so that pooling does not read them.
+    Their position has no other effect: attention without a mask does not depend on the order of its tokens.
     """
 
     def for_pass(self) -> "TunerHooks":
-        """The hooks of one forward pass: here is computed, once, what every block takes its part of."""
+        """The hooks of one forward pass; values that all blocks use can be computed here once."""
         return self
 
     def enter(self, block: int, tokens: Tensor) -> Tensor:
-        """(B,N,D) tokens entering a block -> those that do enter, of any number."""
+        """(B,N,D) tokens before a block -> the block's input tokens, of any number."""
         return tokens
 
     def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,N,D) keys and values after their projection -> those attended to; added ones come first."""
+        """(B,N,D) keys and values after their projection -> those used in attention; added ones come first."""
         return keys, values
 
     def branch(self, block: int, name: str, x: Tensor, out: Tensor) -> Tensor:
-        """(B,R,D) output of the "attention" or "mlp" branch on the tokens `x` -> what is added to them."""
+        """(B,R,D) output of the "attention" or "mlp" branch for the tokens `x` -> the residual to add to them."""
         return out
 
     def linear(
         self, block: int, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice = ALL
     ) -> Tensor:
-        """The projection "qkv", "proj", "fc1" or "fc2" of (B,N,in) inputs, of its output features only `rows`."""
+        """The projection "qkv", "proj", "fc1" or "fc2" of (B,N,in) inputs; only the output features `rows`."""
         return nn.functional.linear(x, weight[rows], None if bias is None else bias[rows])
 
     def norm(self, block: int, name: str, x: Tensor, module: nn.Module) -> Tensor:
-        """The normalisation "norm1" or "norm2" of a block; "norm", the last one, is that of block `depth`."""
+        """The normalisation "norm1" or "norm2" of a block, or "norm", the last one, with block number `depth`."""
         normed: Tensor = module(x)
         return normed
 
 
 PLAIN = TunerHooks()
-Sites = TunerHooks  # its first name
+Sites = TunerHooks  # the old name
 
 
 @dataclass(frozen=True)
 class BlockPaths:
-    """Where a library's block has its parts: paths inside the block, projections as weight and bias."""
+    """Paths of the modules inside a library's block; projections as weight and bias."""
 
     norm1: str
     norm2: str
@@ -79,14 +79,14 @@ def linear_names(**paths: str) -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Block:
-    """A library's pre-norm block under common names. It holds no weights of its own."""
+    """A library's pre-norm block with common names. It has no weights of its own."""
 
     block: nn.Module
     heads: int
     names: BlockPaths
 
     def part(self, name: str) -> Any:
-        """The module in the block that `names` calls so."""
+        """The module in the block with this name in `names`."""
         return attrgetter(getattr(self.names, name))(self.block)
 
     def weights(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -95,13 +95,13 @@ class Block:
         return found
 
     def inner_norm(self, out: Tensor) -> Tensor:
-        """(B,R,inner) what attention gathered, normalised where the block does so before "proj"."""
+        """(B,R,inner) result of attention, normalised if the block does so before "proj"."""
         norm: nn.Module | None = getattr(self.block.attn, "norm", None)
         normed: Tensor = out if norm is None else norm(out)
         return normed
 
     def qk_norms(self) -> tuple[nn.Module | None, nn.Module | None]:
-        """Normalisations of queries and keys, of each head for itself; None where there are none."""
+        """Normalisations of queries and keys, separate for each head; None if there are none."""
         attention: Any = self.block.attn
         return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
 
@@ -143,7 +143,7 @@ class Tower(nn.Module):
         return next(self.layers[0].block.parameters()).dtype
 
     def train(self, mode: bool = True) -> "Tower":
-        """Stay in evaluation mode: with batch statistics or drop-out, features would not depend on the image alone."""
+        """Stay in evaluation mode: with batch statistics or drop-out, features would depend on more than the image."""
         return super().train(False)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -155,11 +155,11 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def about(self) -> str:
-        """What belongs to the fingerprint besides the weights."""
+        """What the fingerprint includes in addition to the weights."""
         return type(self).__name__
 
     def fingerprint(self) -> str:
-        """A hash of the weights, their types and names, and what the tower expects of its inputs."""
+        """A hash of the weights, their types and names, and the expected inputs."""
         digest = hashlib.blake2b(self.about().encode(), digest_size=16)
         for name, tensor in self.state_dict().items():
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -191,7 +191,7 @@ def run_layer(
 
 
 def feed_forward(i: int, layer: Block, x: Tensor, sites: TunerHooks) -> Tensor:
-    """The block's two-layer network on (B,R,D) tokens; one of another kind is run as it is, without the sites."""
+    """The block's two-layer network on (B,R,D) tokens; another kind of network runs unchanged, without the hooks."""
     if "fc1" not in layer.names.linears:
         mlp: Any = layer.block.mlp
         out: Tensor = mlp(x)
@@ -209,7 +209,7 @@ def attend(
     if isinstance(read, slice) and read == ALL:
         queries, keys, values = sites.linear(i, "qkv", x, weight, bias).chunk(3, dim=-1)
     else:
-        # contiguous: for a strided input the product copies its weights once per image
+        # contiguous: with a strided input the matrix product copies its weights once per image
         queries = sites.linear(i, "qkv", pick(x, read).contiguous(), weight, bias, slice(0, inner))
         keys, values = sites.linear(i, "qkv", x, weight, bias, slice(inner, None)).chunk(2, dim=-1)
     keys, values = sites.keys_values(i, keys, values)

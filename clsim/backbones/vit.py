@@ -1,4 +1,4 @@
-"""Image towers from timm, and the networks of the bundled ones."""
+"""Image towers from timm, and the networks of the bundled image towers."""
 
 from dataclasses import replace
 
@@ -14,10 +14,10 @@ from clsim.errors import RequestError
 
 
 class ConvStem(nn.Module):
-    """Three 3x3 convolutions to a grid of a quarter of the side, in place of square patches.
+    """Three 3x3 convolutions in place of square patches; the grid has a quarter of the image's side.
 
     Early convolutions make small transformers learn far faster (Xiao et al. 2021, arXiv:2106.14881).
-    Takes the arguments that timm gives an `embed_layer`. (B,3,H,W) -> (B, H/4 * W/4, D).
+    It takes the arguments that timm passes to an `embed_layer`. (B,3,H,W) -> (B, H/4 * W/4, D).
     """
 
     def __init__(self, img_size: int = 32, in_chans: int = 3, embed_dim: int = 192, **_unused: object) -> None:
@@ -35,7 +35,7 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def feat_ratio(self) -> int:
-        """InputSpec of the image to a side of one token."""
+        """Pixels of the image per side of one token."""
         return 4
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ TIMM_MLP = linear_names(fc1="mlp.fc1", fc2="mlp.fc2")
 
 
 class VisionTower(Tower):
-    """A timm VisionTransformer as a tower; equal to the library's own forward."""
+    """A timm VisionTransformer as a tower; its features are equal to those of the library's forward."""
 
     vit: VisionTransformer
 
     def __init__(self, vit: VisionTransformer, pixels: InputSpec) -> None:
-        """Raises RequestError for block kinds whose parts are not known to stand where a plain Block has them."""
+        """Raises RequestError for kinds of blocks that may not have the structure of a plain Block."""
         super().__init__()
         if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
             raise RequestError(f"towers pool by class token or average, not {vit.global_pool!r}")
@@ -93,7 +93,7 @@ class VisionTower(Tower):
 
     @property
     def first_position(self) -> Tensor:
-        """(1,1,D) position embedding of the class token; zeros where it has none (DINOv2 with registers)."""
+        """(1,1,D) position embedding of the class token; zeros if it has none (DINOv2 with registers)."""
         positions = self.vit.pos_embed
         if positions is None or self.vit.no_embed_class or not self.vit.has_class_token:
             return next(self.layers[0].block.parameters()).new_zeros(1, 1, self.width)
@@ -114,7 +114,7 @@ class VisionTower(Tower):
         return pooled
 
     def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
-        """(B,3,S,S) normalised images -> (B,D) pooled features; tokens that `sites` adds are not pooled."""
+        """(B,3,S,S) normalised images -> (B,D) pooled features; tokens added by `sites` are not pooled."""
         tokens = self.embed(images)
         if self.vit.global_pool == "token":
             pooled: Tensor = self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])

@@ -1,1 +1,1 @@
-"""Images to batches: readers, tables, streams."""
+"""From images to batches: readers, tables, streams."""

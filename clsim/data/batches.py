@@ -22,16 +22,16 @@ class Bank(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a learner. In evaluation `labels`, `rows` and `domains` are None: only the image decides."""
+    """The input of a learner. In evaluation `labels`, `rows` and `domains` are None."""
 
-    images: Tensor | None  # (B,3,S,S) normalised, where the strategy reads images
-    features: Tensor | None = None  # (B,D) float32, of the clean image, where it reads features
+    images: Tensor | None  # (B,3,S,S) normalised, if the strategy reads images
+    features: Tensor | None = None  # (B,D) float32, of the clean image, if it reads features
     labels: Tensor | None = None  # (B,)
     rows: NDArray[np.int64] | None = None  # (B,) rows of the training table
     domains: Tensor | None = None  # (B,)
-    replayed: int = 0  # how many at the end of the batch were not in the stream's rows
-    task: int | None = None  # only where the protocol reveals it
-    target: "Batch | None" = None  # in adaptation: images of the target; it has no labels to give
+    replayed: int = 0  # number of replayed images at the end of the batch
+    task: int | None = None  # only if the protocol reveals it
+    target: "Batch | None" = None  # in adaptation: images of the target, without labels
 
     @property
     def known_labels(self) -> Tensor:
@@ -42,14 +42,14 @@ class Batch:
 
     @property
     def known_images(self) -> Tensor:
-        """(B,3,S,S) images. Raises RuntimeError where the strategy does not read them."""
+        """(B,3,S,S) images. Raises RuntimeError if the strategy does not read them."""
         if self.images is None:
             raise RuntimeError('this batch has no images: the strategy\'s reads() must have "images"')
         return self.images
 
     @property
     def known_features(self) -> Tensor:
-        """(B,D) features. Raises RuntimeError where the strategy does not read them."""
+        """(B,D) features. Raises RuntimeError if the strategy does not read them."""
         if self.features is None:
             raise RuntimeError('this batch has no features: the strategy\'s reads() must have "features"')
         return self.features
@@ -59,7 +59,7 @@ class Batch:
         return 0 if given is None else len(given)
 
     def with_task(self, task: int | None) -> "Batch":
-        """The same batch where the task is told."""
+        """The same batch with this task."""
         return replace(self, task=task)
 
     def singles(self) -> "Iterator[Batch]":
@@ -73,7 +73,7 @@ class Batch:
 
 
 class Loader:
-    """Makes batches of a table's rows, loading nothing that the strategy does not read."""
+    """Makes batches of a table's rows; it loads only what the strategy reads."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Loader:
         bank: Bank | None = None,
         views: Sequence[Bank] = (),
     ) -> None:
-        """`bank` is the table's FeatureBank, needed where `reads` has "features"; `views` those of augmented images.
+        """`bank`: the table's FeatureBank, needed if `reads` has "features"; `views`: the banks of augmented images.
 
-        With `views`, training features are of one view of each image, drawn anew every time.
+        With `views`, training features come from one view of each image, drawn again in each step.
         """
         self.table = table
         self.pixels = pixels
@@ -96,12 +96,12 @@ class Loader:
         self.views = views
 
     def train(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator, replayed: int = 0) -> Batch:
-        """A labelled batch with augmented images; features are of the clean ones, or of views."""
+        """A labelled batch with augmented images; features are those of the clean images, or of views."""
         target = self.target(rows, how, generator)
         return replace(self._labelled(rows, replayed), images=target.images, features=target.features)
 
     def target(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator) -> Batch:
-        """The same without labels."""
+        """A batch as from `train`, but without labels."""
         images = augmented(self._pixels(rows), self.pixels, how, generator) if "images" in self.reads else None
         return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows))
 
@@ -113,10 +113,10 @@ class Loader:
             yield replace(self._labelled(chosen, 0), images=images, features=self._features(chosen))
 
     def unlabelled(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, Batch]]:
-        """(count, batch) pairs for evaluation: the first `count` images of a batch count.
+        """(count, batch) pairs for evaluation: only the first `count` images of a batch are counted.
 
-        Every batch has `size` images, the last one filled up with copies of its last image: the kernels that run
-        depend on the batch's shape, and with it the last bits of a prediction.
+        Every batch has `size` images; the last batch is filled with copies of its last image. The batch's shape decides
+        which kernels run, and so it changes the last bits of a prediction.
         """
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
@@ -131,11 +131,11 @@ class Loader:
         if "features" not in self.reads:
             return None
         if self.bank is None:
-            raise RuntimeError("the strategy reads features, and there is no bank of them")
+            raise RuntimeError("the strategy reads features, but there is no feature bank")
         return self.bank.rows(rows).to(self.device)
 
     def _viewed(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Features of a view of each image; of each view only the rows that are drawn are read."""
+        """Features of one view of each image; only the drawn rows of each view are read."""
         chosen = torch.randint(len(self.views), (len(rows),), generator=generator).numpy()
         found: Tensor | None = None
         for view in np.unique(chosen).tolist():
@@ -155,5 +155,5 @@ class Loader:
 
 
 def filled_up(items: NDArray[Any], size: int) -> NDArray[Any]:
-    """(n, ...) items -> (size, ...), the last one repeated: evaluation keeps every batch of one size."""
+    """(n, ...) items -> (size, ...), with the last one repeated: in evaluation all batches have the same size."""
     return np.take(items, np.arange(size).clip(max=len(items) - 1), axis=0)

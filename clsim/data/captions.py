@@ -1,4 +1,4 @@
-"""Captions of glyphs: what clip_micro reads together with its images, and the words of its tokenizer."""
+"""Captions of glyphs: the texts of clip_micro's pretraining, and the words of its tokenizer."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# {c} is the class, {d} a word for the domain; the last of each are held out of pretraining, a tenth of all
+# {c}: the class, {d}: a word for the domain; the last ones of each are held out of pretraining, a tenth of all
 PLAIN_TEMPLATES = (
     "a {c}", "a {c}.", "{c}", "{c}.", "the {c}", "this is a {c}", "one {c}.", "there is a {c} here",
     "an image of a {c}", "a picture of a {c}.", "a good image of the {c}", "a small {c}", "a large {c}.",
@@ -29,13 +29,13 @@ DOMAIN_WORDS = {
     "sketch": ("sketch", "pencil drawing"),
 }
 
-# in front of a caption, so that every position of the context is trained; "x" stands for learned tokens (CoOp)
+# put before a caption, so that every position of the context is trained; "x" stands for learned tokens (CoOp)
 FILLERS = ("x", "so", "and", "very", "now", "then", "it", "we", "see", "look", "at", "here", "of", "in", "with", ",")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption's text, and the domain it tells; -1 where it tells none."""
+    """A caption's text, and the domain that it names; -1 if it names none."""
 
     text: str
     domain: int
@@ -51,7 +51,7 @@ def caption(name: str, domain: int, domain_names: Sequence[str], draw: np.random
 
 
 def behind_fillers(text: str, count: int, draw: np.random.Generator) -> str:
-    """The caption behind `count` filler tokens."""
+    """The caption after `count` filler tokens."""
     return " ".join([*(FILLERS[i] for i in draw.integers(len(FILLERS), size=count)), text])
 
 
@@ -83,7 +83,7 @@ def merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
-    """The tokens with every occurrence of the pair made one."""
+    """The tokens, with every occurrence of the pair merged."""
     out: list[str] = []
     i = 0
     while i < len(tokens):

@@ -29,17 +29,17 @@ from clsim.errors import RequestError
 class DomainScenario(ClassScenario):
     """A scenario whose images come from several domains. Write `build`, with `domain_benchmark`, and `domains`."""
 
-    domains: ClassVar[tuple[str, ...]] = ()  # that pairs=all goes over
+    domains: ClassVar[tuple[str, ...]] = ()  # the domains that pairs=all combines
     protocol: Literal["domain", "class", "pair", "targets"] = "domain"  # new domains, new classes, or adaptation
     source: str = ""  # the labelled domain (pair, targets)
     target: str = ""  # the unlabelled domain (pair)
     sources: tuple[str, ...] = ()  # several labelled domains, in place of source
-    targets: tuple[str, ...] = ()  # unlabelled domains, one after the other (targets); none: all but the source
-    pairs: Literal["one", "all"] = "one"  # all: a run for every source and target (pair)
+    targets: tuple[str, ...] = ()  # unlabelled domains, one after another (targets); none: all except the source
+    pairs: Literal["one", "all"] = "one"  # all: one run for each source and target (pair)
     shots: int | None = None  # labelled images of each class and domain, drawn by order_seed; none: all
 
     def __post_init__(self) -> None:
-        """Raises RequestError for fields of a class order where no new classes arrive."""
+        """Raises RequestError for fields about the class order if no new classes arrive."""
         super().__post_init__()
         if self.protocol != "class":
             self.refuse_class_fields(f"protocol={self.protocol} has none")
@@ -48,14 +48,14 @@ class DomainScenario(ClassScenario):
         return self.shots is not None
 
     def variant(self) -> str:
-        """The direction of an adaptation, ``Art-Clipart``; nothing where all domains are learned."""
+        """The direction of an adaptation, ``Art-Clipart``; empty if all domains are learned."""
         if self.protocol not in ("pair", "targets"):
             return ""
         targets = (self.target,) if self.protocol == "pair" else self.targets or ("others",)
         return "-".join(("+".join(self.sources or (self.source,)), *targets)).replace(" ", "_")
 
     def expanded(self) -> Sequence[Mapping[str, Any]]:
-        """The fields of each ordered pair of domains, where all are asked for."""
+        """The fields for each ordered pair of domains if pairs=all."""
         if self.pairs == "one":
             return ({},)
         if self.protocol != "pair" or self.sources:
@@ -64,7 +64,7 @@ class DomainScenario(ClassScenario):
 
 
 def train_test_split(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
-    """Training and test images of a set without splits of its own: a fixed fifth, by a hash of the files' paths."""
+    """Training and test images of a set without own splits: a fixed fifth is for testing, by a hash of the paths."""
     testing = held_out(source.names)
     return data.table(source.take(~testing), on_bad_image), data.table(source.take(testing), on_bad_image)
 
@@ -72,7 +72,7 @@ def train_test_split(data: DataAccess, source: Source, on_bad_image: str) -> tup
 def domain_benchmark(
     scenario: DomainScenario, train: ImageTable, test: ImageTable, flip: bool = True, classes_per_experience: int = 0
 ) -> Benchmark:
-    """The stream that `scenario.protocol` names, over the tables' domains. Raises RequestError as those streams do."""
+    """The stream for `scenario.protocol` over the tables' domains. Raises RequestError as those streams do."""
     if scenario.protocol in ("pair", "targets"):
         return adaptation(scenario, train, test, flip)
     if scenario.sources or scenario.targets:
@@ -89,12 +89,12 @@ def domain_benchmark(
 
 
 def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
-    """A labelled source with an unlabelled target, learned at once, or with one target after the other.
+    """A labelled source with one unlabelled target, learned together, or with several targets, one after another.
 
-    A pair is tested on the target's training images (as published figures are), and on test images of the target and
-    of the source. A sequence is tested on the training images of each of its targets. The training table that
-    strategies are given has the label -1 wherever an image is not the source's. Raises RequestError for unknown
-    domains, and for a source among the targets.
+    A pair is tested on the target's training images (as in published results), and on test images of the target and of
+    the source. A sequence is tested on the training images of each of its targets. In the training table that
+    strategies receive, every image that is not from the source has the label -1. Raises RequestError for unknown
+    domains, and if the source is among the targets.
     """
     require_same_names(train, test)
     sources, targets = _chosen(scenario, train.domain_names)
@@ -134,7 +134,7 @@ def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, fl
 
 
 def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of the source domains and of the targets, as the table has them."""
+    """Names of the source domains and of the targets, as spelled in the table."""
     sources = [matching_name("domain", name, known) for name in scenario.sources or (scenario.source,)]
     if scenario.protocol == "pair":
         if scenario.targets:
@@ -145,7 +145,7 @@ def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], 
         targets = targets or [name for name in known if name not in sources]
     both = [name for name in sources if name in targets]
     if both:
-        raise RequestError(f"{both[0]!r} is both source and target; there is nothing to adapt to")
+        raise RequestError(f"{both[0]!r} is both source and target; they must be different domains")
     for names in (sources, targets):
         if len(set(names)) < len(names):
             raise RequestError(f"{', '.join(names)}: each domain can be named once")

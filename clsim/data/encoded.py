@@ -1,4 +1,4 @@
-"""Encoded images in one file, decoded whenever they are asked for: for sets too large to keep decoded."""
+"""Encoded images in one file, decoded each time they are read: for sets that are too large to store decoded."""
 
 import io
 import os
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from clsim.errors import RequestError, RunFailed
 
 T = TypeVar("T")
-CHUNK = 1024  # images whose results wait in memory to be taken
+CHUNK = 1024  # most images whose results wait in memory
 
 
 class EncodedImages:
-    """N images in a file of encoded images one after the other. Few bytes of memory for each: only where it lies."""
+    """N encoded images in one file. Memory holds only each image's position in the file."""
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
-        """`folder` has images.bin, and spans.npy with an image's first byte and length in each of N rows."""
+        """`folder` has images.bin, and spans.npy: N rows with an image's first byte and length."""
         self.shape = (len(np.load(folder / "spans.npy", mmap_mode="r")), 3, height, width)
         self.folder = folder
         self._spans: NDArray[np.int64] = np.load(folder / "spans.npy")
@@ -30,7 +30,7 @@ class EncodedImages:
         return self.shape[0]
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n,) rows -> (n, 3, H, W), decoded. Raises RunFailed with the image's name for one that cannot be."""
+        """(n,) rows -> (n, 3, H, W), decoded. Raises RunFailed with the name of an image that cannot be decoded."""
         found = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for place, image in enumerate(self._pool.map(self._one, np.asarray(rows).tolist())):
             found[place] = image
@@ -60,7 +60,7 @@ class EncodedImages:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(height, width), from the header alone."""
+    """(height, width), read only from the header."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -68,7 +68,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def decoded(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """Encoded bytes -> (3, height, width): as it is, or scaled to cover that size and its centre cut out."""
+    """Encoded bytes -> (3, height, width): unchanged, or scaled to cover that size and cropped to its centre."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data)) as image:
@@ -79,16 +79,16 @@ def decoded(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def bad_image(name: str, error: Exception) -> RequestError:
-    """What to say of an image that cannot be decoded."""
+    """The error for an image that cannot be decoded."""
     return RequestError(f"cannot decode image {name} ({error}); on_bad_image=skip leaves it out")
 
 
 def for_each(
     rows: Sequence[int], work: Callable[[int], T], names: Sequence[str], on_bad_image: str
 ) -> Iterator[T | None]:
-    """`work` on each row, in order and in threads; None for a bad image where `on_bad_image` is "skip".
+    """Results of `work` for each row, in order, computed in threads; None for a bad image if `on_bad_image` is "skip".
 
-    Raises RequestError with the image's name where it is "stop".
+    Raises RequestError with the image's name if it is "stop".
     """
 
     def one(row: int) -> T | None:

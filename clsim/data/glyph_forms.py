@@ -1,7 +1,7 @@
 """The shapes and fills of glyphs, as functions of the plane.
 
-A shape is a signed distance to its edge, about exact near it, negative inside; it fits into the unit circle. A fill is
-a tone in [0, 1]. Coordinates (u to the right, v downwards) are arrays of any shape.
+A shape is a signed distance to its edge: nearly exact close to it, negative inside. It fits into the unit circle. A
+fill is a tone in [0, 1]. Coordinates (u to the right, v downwards) are arrays of any shape.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def square(u: Array, v: Array) -> Array:
 
 
 def triangle(u: Array, v: Array) -> Array:
-    """Three sides, on one of them."""
+    """A triangle that stands on one side."""
     return np.maximum(np.abs(u) * np.float32(0.866) - v * np.float32(0.5), v) - np.float32(0.55)
 
 
 def star(u: Array, v: Array) -> Array:
-    """Five points: of ten like edges, the distance to the one in whose sector a point lies."""
+    """A five-pointed star: ten equal edges; the distance is to the edge in whose sector a point lies."""
     half = np.pi / 5
     angle = np.abs((np.arctan2(u, -v) + half) % (2 * half) - half)
     radius = np.hypot(u, v)
@@ -58,7 +58,7 @@ def cross(u: Array, v: Array) -> Array:
 
 
 def heart(u: Array, v: Array) -> Array:
-    """A square on its corner with half a disc on each of its upper sides."""
+    """A heart: a square that stands on a corner, with half a disc on each upper side."""
     a = np.abs(u)
     corner = (a + np.abs(v - 0.12) - 0.78) / np.sqrt(2)
     lobe = np.hypot(a - 0.39, v + 0.27) - 0.55
@@ -71,14 +71,14 @@ def moon(u: Array, v: Array) -> Array:
 
 
 def arrow(u: Array, v: Array) -> Array:
-    """A shaft with a head, pointing up."""
+    """An arrow that points up."""
     head = np.maximum(np.abs(u) * 0.8 - (v + 0.95) * 0.6, v + 0.05)
     shaft = np.maximum(np.abs(u) - 0.32, np.abs(v - 0.4) - 0.52)
     return np.minimum(head, shaft).astype(np.float32)
 
 
 def hourglass(u: Array, v: Array) -> Array:
-    """Two triangles, tip to tip."""
+    """An hourglass: two triangles that touch at their tips."""
     return np.maximum((np.abs(u) - 0.12 - 0.72 * np.abs(v)) * 0.81, np.abs(v) - 0.88).astype(np.float32)
 
 
@@ -105,12 +105,12 @@ def plain(u: Array, v: Array) -> Array:
 
 
 def striped(u: Array, v: Array) -> Array:
-    """Straight upright stripes."""
+    """Straight vertical stripes."""
     return soft(2 * np.sin(u * np.float32(2 * np.pi / 0.46)))
 
 
 def wavy(u: Array, v: Array) -> Array:
-    """Level stripes that wave."""
+    """Wavy horizontal stripes."""
     return soft(2 * np.sin((v + 0.2 * np.sin(u * np.float32(2 * np.pi / 0.9))) * np.float32(2 * np.pi / 0.52)))
 
 
@@ -127,12 +127,12 @@ def checked(u: Array, v: Array) -> Array:
 
 
 def ringed(u: Array, v: Array) -> Array:
-    """Circles inside each other."""
+    """Concentric circles."""
     return soft(2 * np.cos(np.hypot(u, v) * np.float32(2 * np.pi / 0.42)))
 
 
 def rayed(u: Array, v: Array) -> Array:
-    """Rays from the middle."""
+    """Rays from the centre."""
     return soft(3 * np.hypot(u, v) * np.sin(np.arctan2(v, u) * 6))
 
 
@@ -142,7 +142,7 @@ def split(u: Array, v: Array) -> Array:
 
 
 def hatched(u: Array, v: Array) -> Array:
-    """Thin slanting lines that cross."""
+    """Thin diagonal lines that cross."""
     lines = np.maximum(np.cos((u + v) * np.float32(2 * np.pi / 0.62)), np.cos((u - v) * np.float32(2 * np.pi / 0.62)))
     return soft(3 * (lines - np.float32(0.72)))
 

@@ -8,11 +8,11 @@ from PIL import Image
 
 from clsim.data import glyphs
 
-ZOOM = 2  # pixels of the sheet to one of a glyph
+ZOOM = 2  # pixels of the sheet for each pixel of a glyph
 
 
 def sheet(columns: int = 20) -> Image.Image:
-    """A row for each domain: every shape twice, its fills in turn."""
+    """One row for each domain: every shape twice, with its fills in turn."""
     classes = np.array([10 * (i // 2) + (3 * i + i // 10) % 10 for i in range(columns)])
     rows = len(glyphs.DOMAINS)
     images = glyphs.render(

@@ -1,8 +1,8 @@
-"""Glyphs: an endless set of small labelled pictures, drawn by arithmetic; no file is read.
+"""Glyphs: an unlimited set of small labelled pictures, drawn by arithmetic; no file is read.
 
 100 classes are 10 shapes in 10 fills ("striped star"), drawn in six domains that mirror DomainNet's (Peng et al. 2019,
-arXiv:1812.01754). Size, place, rotation, colours, light and clutter vary. Every picture is a function of its class,
-domain, index and seed alone; the same NumPy on the same machine gives the same bits.
+arXiv:1812.01754). Size, place, rotation, colours, light and clutter vary. A picture depends only on its class, domain,
+index and seed; the same NumPy on the same machine gives the same bits.
 """
 
 import os
@@ -22,7 +22,7 @@ SIZE = 32  # pixels of a side
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 SHAPES = tuple(SHAPES_OF)
 FILLS = (*PATTERNS, "hollow")
-# two fills of every shape, and two shapes of every fill, that clip_micro never sees: 3 and 10 have no common divisor
+# classes held out from clip_micro: two fills of each shape and two shapes of each fill (3 and 10 are coprime)
 HELD_OUT = frozenset(10 * shape + (3 * shape + 5 * half) % 10 for shape in range(10) for half in range(2))
 
 
@@ -36,7 +36,7 @@ def render(
 ) -> NDArray[np.uint8]:
     """(N,) classes, domains and indices -> (N,3,32,32) pictures.
 
-    Raises ValueError for classes and domains that there are not.
+    Raises ValueError for unknown classes and domains.
     """
     classes, domains, indices = (np.asarray(a, dtype=np.int64) for a in (classes, domains, indices))
     if any(np.any((ids < 0) | (ids >= count)) for ids, count in ((classes, 100), (domains, len(DOMAINS)))):
@@ -51,18 +51,18 @@ def render(
 
     order = np.argsort(domains, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(domains[order])) + 1) if len(order) else []
-    # small enough for the processor's cache; NumPy works outside the GIL
+    # small enough for the processor's cache; NumPy releases the GIL
     chunks = [group[i : i + 32] for group in groups for i in range(0, len(group), 32)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(draw, chunks))
     return images
 
 
-# chance
+# random numbers
 
 
 def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A well-mixed 64-bit hash of each value: the finaliser of splitmix64 (Steele et al. 2014)."""
+    """A 64-bit hash of each value: the finaliser of splitmix64 (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -70,7 +70,7 @@ def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass
 class Chance:
-    """Random numbers of N pictures, each a hash of the picture's key and a running number."""
+    """Random numbers for N pictures: each is a hash of the picture's key and a counter."""
 
     keys: NDArray[np.uint64]  # (N,)
     drawn: int = 0
@@ -79,14 +79,14 @@ class Chance:
     def of(
         cls, classes: NDArray[np.int64], domains: NDArray[np.int64], indices: NDArray[np.int64], seed: int
     ) -> "Chance":
-        """The numbers of those pictures."""
+        """The random numbers of these pictures."""
         key = mixed(np.full(len(classes), seed, dtype=np.uint64))
         for part in (classes, domains, indices):
             key = mixed(key + np.uint64(0x9E3779B97F4A7C15) + part.astype(np.uint64))
         return cls(key)
 
     def take(self, *shape: int) -> Array:
-        """(N, *shape) numbers, uniform in [0, 1), that were not taken before."""
+        """The next (N, *shape) numbers, uniform in [0, 1)."""
         count = int(np.prod(shape, dtype=np.int64))
         numbers = np.arange(self.drawn, self.drawn + count, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
         self.drawn += count
@@ -94,22 +94,22 @@ class Chance:
         return (bits.astype(np.float32) / np.float32(1 << 24)).reshape(len(self.keys), *shape)
 
     def between(self, low: float, high: float, *shape: int) -> Array:
-        """The same in [low, high), with axes of length one appended, for pictures to broadcast along."""
+        """The same in [low, high), with axes of length one appended, to broadcast with pictures."""
         values = np.float32(low) + np.float32(high - low) * self.take(*shape)
         return values if shape else values[:, None, None]
 
     def smooth(self, cells: int) -> Array:
-        """(N,32,32) noise in [0, 1) that varies over `cells` cells a side."""
+        """(N,32,32) smooth noise in [0, 1) on a grid of `cells` cells per side."""
         weights = _blend(cells)
         return weights @ self.take(cells + 1, cells + 1) @ weights.T
 
     def grain(self) -> Array:
-        """(N,32,32) noise in [-1, 1), of each pixel for itself."""
+        """(N,32,32) noise in [-1, 1), independent for each pixel."""
         return 2 * self.take(SIZE, SIZE) - 1
 
 
 def _blend(cells: int) -> Array:
-    """(32, cells + 1) weights of lattice points in each pixel, linear between them."""
+    """(32, cells + 1) weights of the grid points for each pixel, linear between grid points."""
     place = np.arange(SIZE, dtype=np.float32)[:, None] * (cells / (SIZE - 1))
     return np.clip(1 - np.abs(place - np.arange(cells + 1, dtype=np.float32)), 0, None).astype(np.float32)
 
@@ -129,7 +129,7 @@ class Glyph:
 
     @classmethod
     def posed(cls, classes: NDArray[np.int64], chance: Chance, domain: str) -> "Glyph":
-        """Glyphs of those classes in the size, place and wobble that the domain gives them."""
+        """Glyphs of these classes with the domain's size, place and wobble."""
         pose = POSES[domain]
         radius, angle = chance.between(*pose.radius), chance.between(-0.35, 0.35)
         x0, y0 = (15.5 + chance.between(-pose.shift, pose.shift) for _ in range(2))
@@ -155,11 +155,11 @@ class Glyph:
 
     @property
     def inside(self) -> Array:
-        """(N,32,32) how much of a pixel the glyph covers."""
+        """(N,32,32) fraction of each pixel that the glyph covers."""
         return np.clip(0.5 - self.distance, 0, 1)
 
     def edge(self, width: Array | float) -> Array:
-        """(N,32,32) how much of a pixel a line of that width along the edge covers."""
+        """(N,32,32) fraction of each pixel that a line of this width along the edge covers."""
         return np.clip(0.5 + width / 2 - np.abs(self.distance), 0, 1)
 
 
@@ -169,8 +169,8 @@ class Pose:
 
     radius: tuple[float, float]
     shift: float
-    wobble: float = 0.0  # how far lines stray
-    waves: int = 4  # how often
+    wobble: float = 0.0  # how far lines deviate, in pixels
+    waves: int = 4  # number of waves of this deviation
 
 
 POSES = {
@@ -204,13 +204,13 @@ def blurred(canvas: Array) -> Array:
     """(N,3,32,32) with each pixel the 1-2-1 weighted mean of its neighbours along both axes."""
     for axis in (2, 3):
         edged = np.pad(canvas, [(0, 0), (0, 0), *((1, 1) if a == axis else (0, 0) for a in (2, 3))], mode="edge")
-        ahead, behind = (np.take(edged, range(i, i + SIZE), axis=axis) for i in (0, 2))
-        canvas = (ahead + 2 * canvas + behind) / 4
+        one, other = (np.take(edged, range(i, i + SIZE), axis=axis) for i in (0, 2))
+        canvas = (one + 2 * canvas + other) / 4
     return canvas
 
 
 def _two_colours(chance: Chance, saturation: tuple[float, float]) -> tuple[Array, Array, Array]:
-    """A dark and a light colour of unlike hues, in random order, and the hue that lies between them."""
+    """A dark and a light colour of different hues, in random order, and the hue between them."""
     hue = chance.between(0, 1)
     dark = colour(hue, chance.between(*saturation), chance.between(0.15, 0.42))
     light = colour((hue + chance.between(0.3, 0.7)) % 1, chance.between(*saturation), chance.between(0.85, 1.0))
@@ -222,7 +222,7 @@ def _two_colours(chance: Chance, saturation: tuple[float, float]) -> tuple[Array
 
 
 def paint_clipart(glyph: Glyph, chance: Chance) -> Array:
-    """Flat colours on a pale ground, outlined."""
+    """Flat colours on a pale background, with an outline."""
     first, second, hue = _two_colours(chance, (0.7, 1.0))
     canvas = np.broadcast_to(colour(hue, chance.between(0, 0.2), chance.between(0.9, 1)), (len(first), 3, SIZE, SIZE))
     canvas = lay(canvas, second + (first - second) * glyph.tone[:, None], glyph.inside)
@@ -230,7 +230,7 @@ def paint_clipart(glyph: Glyph, chance: Chance) -> Array:
 
 
 def paint_real(glyph: Glyph, chance: Chance) -> Array:
-    """Lit from a side, with a shadow, on a textured ground."""
+    """Lit from one side, with a shadow, on a textured background."""
     first, second, hue = _two_colours(chance, (0.3, 0.9))
     ground = colour(hue, chance.between(0.1, 0.5), chance.between(0.5, 0.72))
     texture = 0.6 * chance.smooth(3) + 0.4 * chance.smooth(9) - 0.5
@@ -278,10 +278,10 @@ def paint_infograph(glyph: Glyph, chance: Chance) -> Array:
     first, second, hue = _two_colours(chance, (0.5, 0.9))
     canvas = np.broadcast_to(colour(hue, chance.between(0, 0.15), chance.between(0.92, 1)), (len(first), 3, SIZE, SIZE))
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    upper = chance.take(SIZE)[:, None, :] < 0.72  # letters and blanks
+    upper = chance.take(SIZE)[:, None, :] < 0.72  # letters and gaps
     lines = ((y % 3 < 1) & ((y < 5) | (y > 27)))[None] & upper & (x < chance.between(18, 31))
     canvas = lay(canvas, 0.25, lines.astype(np.float32))
-    heights = np.repeat(chance.between(3, 22, 2), 2, axis=1)[:, None, :]  # two columns of two pixels at a side
+    heights = np.repeat(chance.between(3, 22, 2), 2, axis=1)[:, None, :]  # two columns of two pixels on each side
     left = chance.between(0, 1) < 0.5
     place = np.where(left, x, SIZE - 1 - x)
     column = np.clip(place, 0, 3).astype(np.int64)

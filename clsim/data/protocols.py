@@ -1,6 +1,6 @@
-"""Protocols: what is tested, among which classes, what is measured, and what a method may know.
+"""Protocols: which experiences and classes are tested, which metrics are computed, and what a method may know.
 
-The loop asks these objects and has no rules of its own: a new protocol is a new class here, or in a user's scenario.
+The loop uses only these objects and has no rules itself: a new protocol is a new class here, or in a user's scenario.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Protocol:
-    """The rules of a stream. This one is that of domains: the same classes each time, all of them always tested."""
+    """The rules of a stream. This class is the domain protocol: every experience has the same classes and is tested."""
 
     name: str = "domain"  # in files, in the metrics' summary and in StreamInfo
-    new_classes: bool = False  # whether classes arrive over time: a plain classifier is not tested on those to come
+    new_classes: bool = False  # whether classes arrive over time: a plain classifier is not tested on future classes
     tells_task: bool = False  # whether test images come with the index of their experience
-    has_target: bool = False  # whether images of a target without labels are learned from
-    counts_tasks: bool = True  # whether a test experience is the training experience of the same index
-    draws_target: bool = False  # whether the target's confusion is counted, and pictures of both domains are drawn
+    has_target: bool = False  # whether training uses unlabelled images of a target
+    counts_tasks: bool = True  # whether test and training experiences with the same index belong together
+    draws_target: bool = False  # whether to count the target's confusion and to draw pictures of both domains
 
     def tests_ahead(self, scores_unseen: bool) -> bool:
-        """Whether experiences are tested before they are learned, by a method that may score classes unseen."""
+        """Whether experiences are tested before they are learned; `scores_unseen`: the method scores unseen classes."""
         return scores_unseen or not self.new_classes
 
     def tested_after(self, index: int, tests: Sequence[Experience], scores_unseen: bool) -> Sequence[Experience]:
@@ -35,30 +35,30 @@ class Protocol:
         return tests if self.tests_ahead(scores_unseen) else tests[: index + 1]
 
     def competing(self, own: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
-        """The classes among which test images are classified: their experience's `own`, or all `others` as well.
+        """The classes among which test images are classified: their experience's `own`, or `others`.
 
-        `others` are the classes learned so far, or every class for a method that may score classes unseen.
+        `others`: the classes learned so far, or all classes if the method can score unseen classes.
         """
         return own if self.tells_task else others
 
     def counts_confusion(self, column: int) -> bool:
-        """Whether the predictions on this test experience are counted class by class."""
+        """Whether the confusion matrix of this test experience is counted."""
         return self.draws_target and column == 0
 
     def measures(self, s: State, scores_unseen: bool) -> metrics.Measures:
-        """Every metric, as far as the run has come."""
+        """All metrics for the run so far."""
         return metrics.measures(s.correct, s.total, before=s.has_baseline_row)
 
 
 class ClassIncremental(Protocol):
-    """New classes in each experience; the task of a test image is a secret."""
+    """New classes in each experience; the task of a test image is not revealed."""
 
     name = "class"
     new_classes = True
 
 
 class TaskIncremental(Protocol):
-    """New classes in each experience; a test image is classified among those of its own."""
+    """New classes in each experience; a test image is classified among the classes of its own experience."""
 
     name = "task"
     new_classes = True
@@ -66,7 +66,7 @@ class TaskIncremental(Protocol):
 
 
 class BaseToNew(TaskIncremental):
-    """Half of the classes are learned, and both halves tested, each among its own classes."""
+    """Half of the classes are learned; both halves are tested, each among its own classes."""
 
     def measures(self, s: State, scores_unseen: bool) -> metrics.Measures:
         """Accuracy on base and new classes, and their harmonic mean."""
@@ -74,14 +74,14 @@ class BaseToNew(TaskIncremental):
 
 
 class Targets(Protocol):
-    """A labelled source, and one unlabelled target after the other."""
+    """A labelled source, and several unlabelled targets, one after another."""
 
     name = "targets"
     has_target = True
 
 
 class Pair(Targets):
-    """A labelled source and an unlabelled target, learned at once; tested on target, target test and source test."""
+    """A labelled source and an unlabelled target, learned together; tested on target, target test and source test."""
 
     name = "pair"
     counts_tasks = False
@@ -98,7 +98,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol(named: str | Protocol) -> Protocol:
-    """A protocol from its name; one that is an object already is returned as it is. Raises RequestError."""
+    """The protocol with a name; an object is returned unchanged. Raises RequestError for an unknown name."""
     if isinstance(named, Protocol):
         return named
     if named not in PROTOCOLS:

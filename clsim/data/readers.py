@@ -1,6 +1,6 @@
-"""Where images come from: Parquet as the Hugging Face Hub stores it, and folders of classes.
+"""Readers of images: Parquet files as on the Hugging Face Hub, and folders of classes.
 
-A reader finds encoded images and their labels and decodes nothing; `ImageTable.decode` does that.
+A reader finds encoded images and their labels; `ImageTable.decode` decodes them.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class Hub(NamedTuple):
     """A data set on the Hugging Face Hub."""
 
     repository: str
-    revision: str  # a commit, so that the same images come back next year
-    folder: str = ""  # the part of the repository to read, where it holds several sets
+    revision: str  # a commit, so that the images never change
+    folder: str = ""  # the folder to read if the repository has several sets
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source:
     """Encoded images, in the order of their files."""
 
     read: Callable[[int], bytes]  # the encoded bytes of image i
-    names: Sequence[str]  # what to call image i in an error; its file's path where there is one
+    names: Sequence[str]  # name of image i in error messages; its file's path if there is one
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     fingerprint: str
@@ -40,7 +40,7 @@ class Source:
     domain_names: tuple[str, ...] = ()
 
     def take(self, keep: NDArray[np.bool_]) -> "Source":
-        """The images where `keep` (N,) is true, as a source of its own."""
+        """A source with only the images for which `keep` (N,) is true."""
         chosen = np.flatnonzero(keep)
         read, names = self.read, self.names
         return Source(
@@ -55,9 +55,9 @@ class Source:
 
     @staticmethod
     def join(sources: Sequence["Source"], prefixes: Sequence[str], as_domains: bool = False) -> "Source":
-        """The sources one after the other, their classes kept apart: class "3" of "mnist" becomes "mnist 3".
+        """The sources one after another, with separate classes: class "3" of "mnist" becomes "mnist 3".
 
-        With `as_domains` the classes are the same in all of them, and each source is a domain.
+        With `as_domains` all sources have the same classes, and each source is a domain.
         """
         first_row = np.cumsum([0, *(len(source.labels) for source in sources)])
         first_class = np.cumsum([0, *(0 if as_domains else len(source.class_names) for source in sources)])
@@ -86,7 +86,7 @@ class Source:
 
 
 def fingerprint_files(files: Sequence[Path], *more: str) -> str:
-    """A hash of the files' contents, in order, and of what else decides what is read from them."""
+    """A hash of the files' contents, in order, and of all settings that change what is read from them."""
     digest = hashlib.blake2b("/".join(more).encode(), digest_size=16)
     for file in files:
         with file.open("rb") as stream:
@@ -95,7 +95,7 @@ def fingerprint_files(files: Sequence[Path], *more: str) -> str:
 
 
 def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
-    """(N,) true for about `share` of the names, by their hash: the same images whatever else is there."""
+    """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
     limit = int(share * 2**32)
     hashes = (hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names)
     return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
@@ -104,7 +104,7 @@ def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
 def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | None = None) -> list[Path]:
     """The files of one split: `data_dir/folder/split*.parquet`, or else the Hub's.
 
-    Raises RequestError, naming what was looked for where and how to get it, if there are none.
+    If there are none, raises RequestError that explains where they were expected and how to get them.
     """
     if data_dir is not None:
         found = sorted((data_dir / folder).glob(f"{split}*.parquet"))
@@ -126,10 +126,10 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
         root = Path(
             snapshot_download(hub.repository, repo_type="dataset", revision=hub.revision, allow_patterns=[pattern])
         )
-    except Exception as error:  # the Hub's client raises a dozen kinds, all of which mean the same to a user
+    except Exception as error:  # the Hub's client raises many types, which all mean the same for a user
         raise RequestError(
-            f"{looked}, and the Hub's {hub.repository} (revision {hub.revision}) cannot be had here "
-            f"({type(error).__name__}): where there is a network, run `hf download {hub.repository} "
+            f"{looked}, and the Hub's {hub.repository} (revision {hub.revision}) is not available here "
+            f"({type(error).__name__}): on a machine with network access run `hf download {hub.repository} "
             f"--repo-type dataset --revision {hub.revision}`, and put its {pattern} into {folder}/ below "
             f"--data-dir (or CLSIM_DATA_DIR)"
         ) from error
@@ -143,7 +143,7 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
 def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | None = None) -> Source:
     """Parquet files with an image column ({bytes, path}, or bytes) and an integer or string label column.
 
-    Images are read when they are asked for, best in the order of the files; only a few are in memory at a time.
+    Images are read on demand, fastest in the order of the files; only a few are in memory at a time.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -154,7 +154,7 @@ def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | No
             raise RequestError(f"{files[0]} has no column {column!r}; it has: {', '.join(schema.names)}")
     struct = pa.types.is_struct(schema.field(image).type)
     small = [column for column in (label, domain, f"{image}.path" if struct else None) if column is not None]
-    # not read_table: only this one reads a part of a struct
+    # not read_table: only this function can read a part of a struct
     table = pa.concat_tables(pq.ParquetFile(file).read(columns=small) for file in files)
     if len(table) == 0:
         raise RequestError(f"{files[0]} has no rows")
@@ -179,9 +179,9 @@ def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | No
 
 
 class _RowGroups:
-    """One column of bytes of several Parquet files, read some rows at a time: a row group may be as large as a file.
+    """One column of bytes of several Parquet files, read a few rows at a time: a row group may be as large as a file.
 
-    Reading on in order is quick, and so is a jump to a later group; a jump back reads its group from the beginning.
+    Reading in order is fast, and so is a jump to a later group; a jump back reads its group from the beginning.
     """
 
     AT_ONCE = 64  # rows
@@ -200,10 +200,10 @@ class _RowGroups:
                 counts.append(about.row_group(group).num_rows)
         self.first = np.cumsum(counts)
         self.lock = threading.Lock()
-        self.group = -1  # the one that is being read
+        self.group = -1  # the group that is being read
         self.batches: Iterator[Any] = iter(())
-        self.held: Any = ()  # some of its rows,
-        self.start = 0  # and the number of the first of them
+        self.held: Any = ()  # rows of it that are in memory,
+        self.start = 0  # and the number of the first of these rows
 
     def read(self, i: int) -> bytes:
         """The bytes in row i."""
@@ -241,7 +241,7 @@ def _declared_names(schema: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _categories(column: Any, declared: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """A column of integers or strings -> ids (N,) and names; names sort where none are declared."""
+    """A column of integers or strings -> ids (N,) and names; undeclared names are sorted."""
     values = column.to_numpy()
     if np.issubdtype(values.dtype, np.integer):
         names = declared or tuple(str(i) for i in range(int(values.max()) + 1))
@@ -259,7 +259,7 @@ def _categories(column: Any, declared: tuple[str, ...] | None) -> tuple[NDArray[
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders right below `root`, by name; hidden ones (.git, .ipynb_checkpoints) are left out."""
+    """The folders directly in `root`, sorted by name; hidden ones (.git, .ipynb_checkpoints) are left out."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -1,4 +1,4 @@
-"""Streams: a table's rows dealt out to experiences. Names follow Avalanche."""
+"""Streams: a table's rows divided into experiences. Names are those of Avalanche."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class StreamInfo:
     protocol: str  # the protocol's name
     num_experiences: int
     tells_task: bool = False  # whether test images come with the index of their experience
-    has_target: bool = False  # whether training batches have a target without labels
+    has_target: bool = False  # whether training batches have an unlabelled target
 
     @property
     def num_classes(self) -> int:
@@ -33,12 +33,12 @@ class StreamInfo:
         return len(self.class_names)
 
 
-Info = StreamInfo  # its first name
+Info = StreamInfo  # the old name
 
 
 @dataclass(frozen=True)
 class ExperienceInfo:
-    """What a strategy may know of an experience when it begins, and a checkpoint keeps: no rows, no images."""
+    """What a strategy may know about an experience when it begins; stored in checkpoints. It has no rows or images."""
 
     index: int
     name: str
@@ -50,18 +50,18 @@ class ExperienceInfo:
 
 @dataclass(frozen=True)
 class Experience:
-    """A part of a stream that is learned, or tested, at one time."""
+    """A part of a stream that is learned or tested at one time."""
 
     index: int
     table: ImageTable
-    rows: NDArray[np.int64]  # (n,) rows of the table, ascending; where it is `ordered`, as they arrive
+    rows: NDArray[np.int64]  # (n,) rows of the table, ascending; if `ordered`, in order of arrival
     classes: tuple[int, ...]  # sorted
     name: str
     domain: str | None = None
     task_label: int | None = None  # only where the protocol reveals it
-    unlabelled: NDArray[np.int64] | None = None  # rows without labels to adapt to
-    ordered: bool = False  # whether images are learned once, in the order of `rows`
-    boundary: bool = True  # whether methods are told that it begins and ends, and its classes
+    unlabelled: NDArray[np.int64] | None = None  # rows of the target, without labels
+    ordered: bool = False  # whether each image is learned once, in the order of `rows`
+    boundary: bool = True  # whether methods know its beginning, its end and its classes
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -70,19 +70,19 @@ class Experience:
 
     @property
     def info(self) -> ExperienceInfo:
-        """What a strategy is told."""
+        """What a strategy may know about it."""
         return ExperienceInfo(self.index, self.name, self.classes, len(self.rows), self.domain, self.task_label)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Training experiences with the test experiences that belong to them."""
+    """Training experiences and their test experiences."""
 
     train_stream: tuple[Experience, ...]
     test_stream: tuple[Experience, ...]
-    protocol: Protocol | str  # an object, or the name of one of clsim.data.protocols
+    protocol: Protocol | str  # an object, or the name of a protocol in clsim.data.protocols
     flip: bool = True  # whether a mirrored image keeps its class
-    domain_names: tuple[str, ...] = ()  # those that strategies are told; none: those of the table
+    domain_names: tuple[str, ...] = ()  # names that strategies see; empty: those of the table
 
     @property
     def train_table(self) -> ImageTable:
@@ -96,18 +96,18 @@ class Benchmark:
 
     @property
     def tables(self) -> tuple[ImageTable, ...]:
-        """The training table, then those of the test experiences, each once."""
+        """The training table, then the tables of the test experiences, each once."""
         every = [self.train_table, *(experience.table for experience in self.test_stream)]
         return tuple(table for i, table in enumerate(every) if all(table is not other for other in every[:i]))
 
     @property
     def rules(self) -> Protocol:
-        """The protocol as an object. Raises RequestError for a name that is none."""
+        """The protocol as an object. Raises RequestError for an unknown name."""
         return protocols.protocol(self.protocol)
 
     @property
     def info(self) -> StreamInfo:
-        """What strategies are told."""
+        """What strategies may know about the stream."""
         table, rules = self.train_table, self.rules
         domains = self.domain_names or table.domain_names
         experiences = len(self.train_stream)
@@ -116,11 +116,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class DataAccess:
-    """Where a scenario gets its tables: the folders to look in, and the size at which to keep images."""
+    """Makes the tables of a scenario: it has the folders to search, and the size at which images are stored."""
 
     data_dir: Path | None
     cache_dir: Path
-    side: int  # shorter side of images kept decoded, in pixels; smaller uniform images stay as they are
+    side: int  # shorter side of stored decoded images, in pixels; smaller images of one size are not resized
 
     def parquet(
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
@@ -129,15 +129,15 @@ class DataAccess:
         return read_parquet(parquet_files(self.data_dir, folder, split, hub), image, label, domain)
 
     def tree(self) -> Path:
-        """The data directory as a tree of class folders. Raises RequestError where there is none."""
+        """The data directory as a tree of class folders. Raises RequestError if there is none."""
         if self.data_dir is None:
-            raise RequestError("no --data-dir is given: point it at a folder of class folders")
+            raise RequestError("no --data-dir is given: it must be a folder of class folders")
         if not self.data_dir.is_dir():
             raise RequestError(f"no such data directory: {self.data_dir}")
         return self.data_dir
 
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
-        """Class folders below the data directory, in a folder for each domain where domains are named."""
+        """Class folders in the data directory; if domains are named, inside a folder for each domain."""
         return read_folder(self.tree().joinpath(*below), domains)
 
     def table(self, source: Source, on_bad_image: str) -> ImageTable:
@@ -147,23 +147,23 @@ class DataAccess:
 
 @dataclass(kw_only=True)
 class Scenario:
-    """A stream as a plug-in: its fields are its configuration, `build` makes the benchmark."""
+    """A stream as a plug-in: its fields are its configuration; `build` makes the benchmark."""
 
     train_per_class: int | None = None  # training images of each class; none: all
     test_per_class: int | None = None  # test images of each class; none: all
-    order_seed: int = 0  # seed of the class order, apart from the run's seed; -1: as the data set lists them
-    on_bad_image: Literal["stop", "skip"] = "stop"  # what to do about images that cannot be decoded
+    order_seed: int = 0  # seed of the class order, independent of the run's seed; -1: the data set's order
+    on_bad_image: Literal["stop", "skip"] = "stop"  # what to do with images that cannot be decoded
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The benchmark. Raises RequestError where the fields or the data do not allow it."""
+        """The benchmark. Raises RequestError if the fields or the data do not allow it."""
         raise NotImplementedError
 
     def variant(self) -> str:
-        """What joins the scenario's name in the run directory, e.g. ``Art-Clipart``; empty for most."""
+        """A text that is appended to the scenario's name in the run directory, e.g. ``Art-Clipart``; usually empty."""
         return ""
 
     def expanded(self) -> Sequence[Mapping[str, Any]]:
-        """The changes of fields that make each of the runs it stands for; one without changes, for most."""
+        """The changed fields for each run of this scenario; usually one run without changes."""
         return ({},)
 
 
@@ -171,14 +171,14 @@ class Scenario:
 class ClassScenario(Scenario):
     """A scenario that can bring new classes in each experience; `class_incremental` reads its fields.
 
-    A subclass that has a `__post_init__` calls `super().__post_init__()` in it.
+    The `__post_init__` of a subclass must call `super().__post_init__()`.
     """
 
     base_classes: int | None = None  # classes of the first experience; none: classes_per_experience
-    order: Literal["random", "pilot1993"] = "random"  # class order: by order_seed, or that of PILOT, iCaRL and DER
+    order: Literal["random", "pilot1993"] = "random"  # class order: from order_seed, or that of PILOT, iCaRL and DER
 
     def __post_init__(self) -> None:
-        """Raises RequestError if order_seed is set and decides nothing: a sweep over it would repeat one run."""
+        """Raises RequestError if order_seed is set but has no effect: a sweep over it would repeat one run."""
         if self.order == "pilot1993" and self.order_seed != type(self).order_seed and not self._seed_draws_images():
             raise RequestError(
                 f"order=pilot1993 is one fixed order, which order_seed={self.order_seed} does not change; "
@@ -186,21 +186,21 @@ class ClassScenario(Scenario):
             )
 
     def _seed_draws_images(self) -> bool:
-        """Whether order_seed decides something besides the order of classes."""
+        """Whether order_seed decides more than the order of classes."""
         return False
 
     def refuse_class_fields(self, reason: str) -> None:
-        """Raises RequestError, ending in `reason`, if base_classes or order is set where it would change nothing."""
+        """Raises RequestError with `reason` if base_classes or order is set but has no effect."""
         for name in ("base_classes", "order"):
             if getattr(self, name) != getattr(type(self), name):
                 raise RequestError(f"{name} is for streams in which new classes arrive; {reason}")
 
 
 def class_order(num_classes: int, order_seed: int, order: str = "random") -> NDArray[np.int64]:
-    """The order in which classes arrive, from a generator of its own; the given order where the seed is -1.
+    """The order in which classes arrive, from its own generator; the data set's order if the seed is -1.
 
     With order="pilot1993" it is that of ``np.random.seed(1993); np.random.permutation(num_classes)``, which published
-    class-incremental results since iCaRL have in common.
+    class-incremental results have used since iCaRL.
     """
     if order_seed < -1:
         raise RequestError(f"order_seed is -1 (the data set's order) or at least 0, not {order_seed}")
@@ -210,10 +210,10 @@ def class_order(num_classes: int, order_seed: int, order: str = "random") -> NDA
 
 
 def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: int) -> list[list[int]]:
-    """The classes of each experience in their order of arrival: `base_classes` first, where that is set, then
+    """The classes of each experience in order of arrival: first `base_classes`, if set, then
     `classes_per_experience` at a time.
 
-    Raises RequestError if the classes do not divide evenly: none is ever left out in silence.
+    Raises RequestError if the classes do not divide evenly: no class is left out silently.
     """
     base, order = None, "random"
     if isinstance(scenario, ClassScenario):
@@ -234,23 +234,23 @@ def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: i
 
 
 def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int | None) -> NDArray[np.int64]:
-    """The first `count` of `rows` in every class (and domain); all where count is None."""
+    """The first `count` of `rows` in every class (and domain); all if count is None."""
     if count is None:
         return rows
     if count < 1:
-        raise RequestError(f"images a class must be at least 1, not {count}")
+        raise RequestError(f"images per class must be at least 1, not {count}")
     key = table.labels[rows]
     if table.domains is not None:
         key = key + table.domains[rows] * len(table.class_names)
-    starts = np.flatnonzero(np.diff(key, prepend=-1))  # rows ascend, so each class and domain is one run
+    starts = np.flatnonzero(np.diff(key, prepend=-1))  # rows are sorted, so each class and domain is one block
     rank = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
     return rows[rank < count]
 
 
 def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, order_seed: int) -> NDArray[np.int64]:
-    """`shots` of `rows` in every class (and domain), drawn by `order_seed`; the first ones where that is -1.
+    """`shots` of `rows` in every class (and domain), drawn with `order_seed`; the first ones if that is -1.
 
-    All of them where a class has no more, or where shots is None.
+    All of them if a class has no more, or if shots is None.
     """
     if shots is None:
         return rows
@@ -276,7 +276,7 @@ def class_incremental(
     groups: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),
 ) -> Benchmark:
-    """New classes in each experience: those of `class_groups`, or as `groups` has them.
+    """New classes in each experience: the groups from `class_groups`, or `groups` if given.
 
     Raises RequestError as `class_groups` does, and for a class without images.
     """
@@ -307,9 +307,9 @@ def class_incremental(
 
 
 def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
-    """The same classes in each experience, from a new domain each time, in the order of the tables' domain names.
+    """The same classes in each experience, each from a new domain, in the order of the tables' domain names.
 
-    Raises RequestError if a domain has no images to train on or to test with.
+    Raises RequestError if a domain has no training images or no test images.
     """
     require_same_names(train, test)
     if isinstance(scenario, ClassScenario):
@@ -333,14 +333,14 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
 
 
 def require_same_names(train: ImageTable, test: ImageTable) -> None:
-    """Labels are positions in the list of names: the two splits must mean the same by them."""
+    """Labels are positions in the list of names, so both splits must have the same list."""
     for kind, ours, theirs in (
         ("class", train.class_names, test.class_names),
         ("domain", train.domain_names, test.domain_names),
     ):
         if ours != theirs:
             odd = sorted(set(ours) ^ set(theirs))
-            what = f"{kind} {odd[0]!r} is in one of them only" if odd else f"their {kind} names are ordered differently"
+            what = f"{kind} {odd[0]!r} is in only one of them" if odd else f"their {kind} names are ordered differently"
             raise RequestError(f"the training and the test images do not fit together: {what}")
 
 
@@ -353,7 +353,7 @@ def _spans(classes: Sequence[int]) -> str:
 
 
 def merged(stream: Sequence[Experience]) -> Experience:
-    """Every experience of a stream as a single one, under the index of the last."""
+    """All experiences of a stream joined into one, with the index of the last."""
     return replace(
         stream[-1],
         rows=np.sort(np.concatenate([experience.rows for experience in stream])),
@@ -365,12 +365,12 @@ def merged(stream: Sequence[Experience]) -> Experience:
 
 
 def same_name(a: str, b: str) -> bool:
-    """Whether two domain names match, without regard to case, blanks and underscores."""
+    """Whether two domain names match; case, spaces and underscores are ignored."""
     return re.sub(r"[\s_]+", "", a).lower() == re.sub(r"[\s_]+", "", b).lower()
 
 
 def matching_name(kind: str, name: str, known: Sequence[str]) -> str:
-    """The one of `known` that `name` means, see `same_name`. Raises RequestError with the list if none does."""
+    """The name in `known` that matches `name` (see `same_name`). Raises RequestError with the list if none does."""
     for candidate in known:
         if same_name(name, candidate):
             return candidate

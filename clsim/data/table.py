@@ -1,4 +1,4 @@
-"""ImageTable: labelled images of one size, decoded once and kept in a memory-mapped file, or left encoded if many."""
+"""ImageTable: labelled images of one size, decoded once into a memory-mapped file, or kept encoded if they are many."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from clsim.data.encoded import EncodedImages, bad_image, decoded, for_each, size
 from clsim.data.readers import Source
 from clsim.errors import RequestError
 
-# bytes; beyond it images stay encoded and are decoded whenever they are read: DomainNet would take 90 GB on disk
+# bytes; above it images stay encoded and are decoded each time they are read: DomainNet would take 90 GB on disk
 LARGEST_DECODED = 8 << 30
 NONE_LEFT = "none of the images can be decoded"
 
@@ -28,11 +28,11 @@ NONE_LEFT = "none of the images can be decoded"
 class ImageTable:
     """N images of one size with their labels.
 
-    Rows stand by domain, then class, then in a fixed shuffled order, so that a table cut down to k
-    images a class reads runs of neighbouring rows, and shares whole blocks of the feature bank.
+    Rows are sorted by domain, then class, then in a fixed shuffled order. So a table limited to k images per class
+    reads blocks of neighbouring rows, and shares whole blocks of the feature bank.
     """
 
-    images: NDArray[np.uint8] | EncodedImages  # (N, 3, H, W), memory-mapped where it came from files; see `pixels`
+    images: NDArray[np.uint8] | EncodedImages  # (N, 3, H, W), memory-mapped if from files; see `pixels`
     labels: NDArray[np.int64]  # (N,)
     class_names: tuple[str, ...]
     fingerprint: str
@@ -61,7 +61,7 @@ class ImageTable:
         domains: NDArray[np.int64] | None = None,
         domain_names: tuple[str, ...] = (),
     ) -> "ImageTable":
-        """A table of (N, 3, H, W) uint8 images that are in memory already."""
+        """A table of (N, 3, H, W) uint8 images that are already in memory."""
         order = _row_order(labels, domains)
         images, labels = np.ascontiguousarray(images[order]), labels[order]
         domains = None if domains is None else domains[order]
@@ -70,7 +70,7 @@ class ImageTable:
         return cls(images, labels, class_names, digest, domains, domain_names)
 
     def encoded(self) -> Source:
-        """The images as lossless files, to be joined with those of other sources."""
+        """The images as lossless files, so that they can be joined with those of other sources."""
         from PIL import Image
 
         def read(i: int) -> bytes:
@@ -85,10 +85,9 @@ class ImageTable:
     def decode(cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop") -> "ImageTable":
         """The source's images as RGB, from the cache if they were decoded before.
 
-        If every image fits into `side` x `side` pixels, the table has the largest height and width found; if one does
-        not, it is `side` x `side`. An image of another size is scaled to cover that, and its centre is cut out.
-        An image that cannot be decoded raises RequestError with its name, or is left out and counted where
-        `on_bad_image` is "skip".
+        If every image fits into `side` x `side` pixels, the table has the largest height and width found; otherwise it
+        is `side` x `side`. An image of another size is scaled to cover that and cropped to its centre. An image that
+        cannot be decoded raises RequestError with its name; if `on_bad_image` is "skip", it is left out and counted.
         """
         folder = cache_dir / "tables" / f"{source.fingerprint}-{side}-{on_bad_image}"
         if not (folder / "table.json").exists():
@@ -107,45 +106,45 @@ class ImageTable:
 
 
 def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The order of an ImageTable's rows, from the order of its source."""
+    """The order of an ImageTable's rows, as positions in its source."""
     shuffled = np.random.default_rng(0).permutation(len(labels))
     keys = (labels[shuffled],) if domains is None else (labels[shuffled], domains[shuffled])
     return shuffled[np.lexsort(keys)]
 
 
 def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> None:
-    """Write a table next to `folder` and rename it there, whole: a broken attempt is never taken for a table."""
+    """Write a table next to `folder`, then rename it, so that an incomplete table never has the final name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        rows, encoded = _write_images(beside, source, side, on_bad_image)
-        np.save(beside / "labels.npy", source.labels[rows])
+        rows, encoded = _write_images(temporary, source, side, on_bad_image)
+        np.save(temporary / "labels.npy", source.labels[rows])
         if source.domains is not None:
-            np.save(beside / "domains.npy", source.domains[rows])
+            np.save(temporary / "domains.npy", source.domains[rows])
         meta = {
             "class_names": source.class_names,
             "domain_names": source.domain_names,
             "skipped": len(source.labels) - len(rows),
             "encoded": encoded,
         }
-        (beside / "table.json").write_text(json.dumps(meta))
+        (temporary / "table.json").write_text(json.dumps(meta))
         try:
-            beside.rename(folder)
+            temporary.rename(folder)
         except OSError:
-            if not (folder / "table.json").exists():  # not another process that was there first
+            if not (folder / "table.json").exists():  # raise, unless another process was faster
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_images(
-    beside: Path, source: Source, side: int, on_bad_image: str
+    temporary: Path, source: Source, side: int, on_bad_image: str
 ) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
-    """The source's images in a folder: decoded, or, where that would take too much room, as they are.
+    """Write the source's images to a folder: decoded, or encoded if they would take too much space decoded.
 
-    Returns their positions in the source, in the order of the table, and the size of images that are left encoded.
+    Returns their positions in the source, in the order of the table, and the size of images that are kept encoded.
     """
-    blob = beside / "images.bin"
+    blob = temporary / "images.bin"
     spans, sizes = _spool(blob, source, on_bad_image)
     if not sizes.any():
         raise RequestError(NONE_LEFT)
@@ -153,7 +152,7 @@ def _write_images(
     if max(height, width) > side:
         height = width = side
     order = _row_order(source.labels, source.domains)
-    order = order[sizes[order].any(axis=1)]  # without those whose headers are bad already
+    order = order[sizes[order].any(axis=1)]  # without images that have bad headers
     with blob.open("rb") as stream:
 
         def image(row: int) -> NDArray[np.uint8]:
@@ -162,22 +161,22 @@ def _write_images(
 
         images = for_each(order.tolist(), image, source.names, on_bad_image)
         if len(order) * 3 * height * width <= LARGEST_DECODED:
-            rows = _write_decoded(beside / "images.npy", order, images, (3, height, width))
+            rows = _write_decoded(temporary / "images.npy", order, images, (3, height, width))
             blob.unlink()
             return rows, None
-        if on_bad_image == "skip":  # decoding each once is what it costs to know
+        if on_bad_image == "skip":  # to find the bad ones, each must be decoded once
             order = order[[image is not None for image in images]]
             if len(order) == 0:
                 raise RequestError(NONE_LEFT)
-    np.save(beside / "spans.npy", spans[order])
-    (beside / "names.txt").write_text("\n".join(source.names[row] for row in order.tolist()), encoding="utf-8")
+    np.save(temporary / "spans.npy", spans[order])
+    (temporary / "names.txt").write_text("\n".join(source.names[row] for row in order.tolist()), encoding="utf-8")
     return order, (height, width)
 
 
 def _spool(file: Path, source: Source, on_bad_image: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Copy the encoded images into one file, in the order of the source, which may be slow to read in any other.
+    """Copy the encoded images into one file, in the order of the source, because another order may be slow to read.
 
-    Returns (N,2) first bytes and lengths, and (N,2) heights and widths, zeros for a bad image that is to be skipped.
+    Returns (N,2) first bytes and lengths, and (N,2) heights and widths, zeros for a bad image to skip.
     """
     spans = np.zeros((len(source.labels), 2), dtype=np.int64)
     sizes = np.zeros_like(spans)
@@ -199,10 +198,10 @@ def _spool(file: Path, source: Source, on_bad_image: str) -> tuple[NDArray[np.in
 def _write_decoded(
     file: Path, order: NDArray[np.int64], images: Iterator[NDArray[np.uint8] | None], shape: tuple[int, ...]
 ) -> NDArray[np.int64]:
-    """Write the images that are there into an .npy file; their positions in the source."""
+    """Write the decoded images into an .npy file; returns their positions in the source."""
     kept = []
     with file.open("wb") as stream:
-        # the count is not known before the last image: the header is written again, at the same length, at the end
+        # the count is known only after the last image: at the end the header is written again, with the same length
         _npy_header(stream, (len(order), *shape))
         for row, image in zip(order.tolist(), images, strict=True):
             if image is not None:

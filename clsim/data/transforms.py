@@ -1,8 +1,8 @@
-"""Crop, flip, resize and normalise whole batches, from uint8, as two batched matrix products.
+"""Crop, flip, resize and normalise whole batches of uint8 images with two batched matrix products.
 
 Cropping, mirroring and antialiased resizing, bilinear or bicubic, are linear and separable: each output row is a
-weighted sum of input rows, each output column of input columns. One matrix per image and axis holds
-them all, and runs wherever matrices run.
+weighted sum of input rows, and each output column a weighted sum of input columns. One matrix per image and axis does
+all of them, on any device.
 """
 
 import math
@@ -17,27 +17,27 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The images that a tower expects. Mean and standard deviation are of values in [0, 1]."""
+    """The images that a tower expects. Mean and standard deviation are for values in [0, 1]."""
 
     size: int  # side of the square input, in pixels
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     crop: float = 224 / 256  # share of the shorter side that evaluation sees, from the centre
-    interpolation: Interpolation = "bilinear"  # bicubic is not clipped: at edges values may leave the image's range
+    interpolation: Interpolation = "bilinear"  # bicubic is not clipped: near edges values may leave the image's range
 
     def __repr__(self) -> str:
-        # Fingerprints of towers hold this text, with the class's first name. It must not change where a field that came
-        # later has its default: what is in people's caches stays valid.
+        # Fingerprints of towers contain this text, with the class's old name. Fields that were added later are left out
+        # if they have their default: so users' caches stay valid.
         shown = [f.name for f in fields(self) if f.name != "interpolation" or self.interpolation != f.default]
         return f"Pixels({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def stored_side(self) -> int:
-        """Side at which larger images are kept, so that the central crop needs no second resize."""
+        """Side at which larger images are stored, so that the central crop needs no second resize."""
         return round(self.size / self.crop)
 
 
-Pixels = InputSpec  # its first name
+Pixels = InputSpec  # the old name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Augmentation:
     """Random resized crops (Szegedy et al. 2015) and horizontal flips."""
 
     crop_min: float = 0.6  # smallest share of the area that a crop keeps; 1 keeps the whole image
-    flip: bool = True  # mirror half of the images; wrong for digits and letters
+    flip: bool = True  # mirror half of the images; must be off for digits and letters
 
 
 def axis_weights(
@@ -53,8 +53,8 @@ def axis_weights(
 ) -> Tensor:
     """Filter weights (B, size, length) that resample [start, stop) of an axis to `size` points.
 
-    `start` and `stop` are (B,) in pixels; start > stop mirrors. The filter, a triangle or Keys's cubic, widens where
-    the axis shrinks, as in torchvision's antialiased resize, and is cut at the ends of the axis.
+    `start` and `stop` are (B,) in pixels; start > stop mirrors. The filter is a triangle or Keys's cubic. When the axis
+    shrinks, it becomes wider, as in torchvision's antialiased resize. It is cut at the ends of the axis.
     """
     step = (stop - start) / size
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step[:, None]
@@ -95,7 +95,7 @@ def normalise(images: Tensor, pixels: InputSpec) -> Tensor:
 
 
 def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
-    """(B,3,H,W) uint8 -> (B,3,S,S): the central crop, resized; the same for every image."""
+    """(B,3,H,W) uint8 -> (B,3,S,S): the central crop, resized; the same crop for every image."""
     height, width = images.shape[-2:]
     side = pixels.crop * min(height, width)
     if side == height == width == pixels.size:
@@ -108,7 +108,7 @@ def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
 def random_boxes(count: int, height: int, width: int, how: Augmentation, generator: torch.Generator) -> Tensor:
     """(count, 4) random boxes: area uniform in [crop_min, 1], aspect ratio log-uniform in [3/4, 4/3].
 
-    A box whose ratio would lead out of the image takes the nearest ratio at which its area fits in.
+    If a box does not fit into the image, it takes the nearest ratio at which its area fits.
     """
     draw = torch.rand(count, 5, generator=generator)
     share = how.crop_min + (1 - how.crop_min) * draw[:, 0]
@@ -127,7 +127,7 @@ def random_boxes(count: int, height: int, width: int, how: Augmentation, generat
 
 
 def augmented(images: Tensor, pixels: InputSpec, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, perhaps mirrored."""
+    """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, mirrored at random."""
     height, width = images.shape[-2:]
     boxes = random_boxes(len(images), height, width, how, generator)
     return resample(images, boxes.to(images.device), pixels)

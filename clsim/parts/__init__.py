@@ -1,1 +1,1 @@
-"""Parts (`--with`), one file each, and what strategies and parts are made of: heads, prompts, tuners, memories."""
+"""Parts (`--with`), one file each, and building blocks of strategies and parts: heads, prompts, tuners, memories."""

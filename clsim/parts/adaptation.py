@@ -1,4 +1,4 @@
-"""Unsupervised domain adaptation: what a source with labels and a target without are made to agree on."""
+"""Unsupervised domain adaptation: building blocks to align a labelled source and an unlabelled target."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from clsim.parts.learners import BankFeatures, TunedImage
 
 
 def inputs_for(tune: str) -> set[str]:
-    """What a learner looks at that tunes "head" or "all"."""
+    """The image features of a learner: from the bank if it tunes "head", from a trained tower if it tunes "all"."""
     return {"images"} if tune == "all" else {"features"}
 
 
 def features_of(backbone: Backbone, tune: str) -> nn.Module:
-    """Batch -> (B,D) features: from the bank, or of a tower that learns."""
+    """Batch -> (B,D) features: from the bank, or from a tower that learns."""
     return TunedImage(backbone.image.requires_grad_(), PLAIN) if tune == "all" else BankFeatures()
 
 
@@ -32,8 +32,8 @@ class AdaptingOutputs(Outputs):
     """Outputs for a batch of the source and, in training, of a target."""
 
     source: Tensor  # (B,width) features, the same as `features`
-    target: Tensor | None = None  # (B',width) features of the batch's target images; None without
-    on_target: Tensor | None = None  # (B',K) logits of those
+    target: Tensor | None = None  # (B',width) features of the batch's target images; None if it has none
+    on_target: Tensor | None = None  # (B',K) logits of the target images
 
 
 class Adapting(nn.Module):
@@ -42,7 +42,7 @@ class Adapting(nn.Module):
     def __init__(
         self, backbone: Backbone, info: StreamInfo, tune: str, width: int, seen_by_domain: int = 0, hidden: int = 0
     ) -> None:
-        """With `seen_by_domain` features to look at there is a domain classifier, where the stream has a target."""
+        """`seen_by_domain`: input width of the domain classifier; it is built if this is not 0 and a target exists."""
         super().__init__()
         self.images = features_of(backbone, tune)
         self.bottleneck = nn.Sequential(nn.Linear(backbone.image.out_dim, width), nn.ReLU())
@@ -66,7 +66,7 @@ class Adapting(nn.Module):
 
 
 class DomainClassifier(nn.Module):
-    """(B,D) features -> (B,) logits of coming from the source."""
+    """(B,D) features -> (B,) logits; positive means source."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -78,17 +78,17 @@ class DomainClassifier(nn.Module):
 
 
 class Reversed(torch.autograd.Function):
-    """The identity, whose gradient is turned round and scaled (Ganin et al. 2016, arXiv:1505.07818, eq. 16 and 17)."""
+    """Gradient reversal: identity with a negated, scaled gradient (Ganin et al. 2016, arXiv:1505.07818, eq. 16-17)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        """x as it is."""
+        """x, unchanged."""
         ctx.strength = strength
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """The gradient times minus `strength`."""
+        """The gradient times `-strength`."""
         return -ctx.strength * gradient, None
 
 
@@ -98,7 +98,10 @@ def ramp(progress: float) -> float:
 
 
 def adversarial_loss(discriminator: nn.Module, source: Tensor, target: Tensor, strength: float) -> Tensor:
-    """Mean cross-entropy of telling (B,D) source from (B',D) target features; it pulls these together by `strength`."""
+    """Mean cross-entropy of classifying (B,D) source and (B',D) target features by domain.
+
+    The reversed gradient, scaled by `strength`, aligns the two.
+    """
     logits = discriminator(Reversed.apply(torch.cat([source, target]).float(), strength))
     domain = torch.cat([logits.new_ones(len(source)), logits.new_zeros(len(target))])
     return binary_cross_entropy_with_logits(logits, domain)

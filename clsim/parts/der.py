@@ -16,11 +16,11 @@ from clsim.parts.regularisers import cross_entropy, require_weight
 class Der(Part):
     """DER++: a memory of images with the logits that the learner gave them (Buzzega et al. 2020).
 
-    Adds the two terms of eq. 6, each on its own draw from the memory, both augmented again: ``alpha`` times the mean
-    squared difference between logits and stored logits, over all classes, and ``beta`` times the cross-entropy over
-    the classes seen (all classes, where the strategy's `mask` is "all"). As in the paper, the stored image is not
-    augmented, while its logits are those of the augmented image in a training step. Unlike in the paper, an image is
-    offered once, after its experience has been learned, with the logits of its last training step.
+    Adds the two terms of eq. 6. Each uses a separate draw from the memory, and both draws are augmented again:
+    ``alpha`` times the mean squared difference between logits and stored logits, over all classes, and ``beta`` times
+    the cross-entropy over the classes seen (all classes if the strategy's `mask` is "all"). As in the paper, the stored
+    image is not augmented, but its logits are those of the augmented image in a training step. Unlike in the paper, an
+    image is offered once, after its experience has been learned, with the logits of its last training step.
     """
 
     alpha: float = 0.5  # weight of the squared difference to the stored logits
@@ -34,18 +34,18 @@ class Der(Part):
         require_weight("alpha", self.alpha)
         require_weight("beta", self.beta)
         self.memory = Reservoir(self.size)
-        self.logits: dict[int, Tensor] = {}  # row in memory -> (K,)
-        self.latest: Tensor | None = None  # (n,K), of this experience's n rows in ascending order; on the device
+        self.logits: dict[int, Tensor] = {}  # row in memory -> (K,) logits
+        self.latest: Tensor | None = None  # (n,K) logits of this experience's n rows, ascending; on the device
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that images and logits in memory take, uncompressed."""
+        """Uncompressed bytes of the images and logits in memory."""
         return self.memory.stored_bytes + sum(logits.nbytes for logits in self.logits.values())
 
     def after_forward(self, s: Step) -> None:
         if self.latest is None:
             self.latest = s.logits.new_zeros(len(s.experience.rows), s.logits.shape[1])
-        self.latest = self.latest.to(s.logits.device)  # from a checkpoint it comes on the CPU
+        self.latest = self.latest.to(s.logits.device)  # a checkpoint loads it on the CPU
         places = torch.from_numpy(np.searchsorted(np.sort(s.experience.rows), s.rows))
         self.latest[places.to(s.logits.device)] = s.logits[: len(s.rows)].detach()
 
@@ -62,7 +62,7 @@ class Der(Part):
         s.loss = s.loss + self.beta * cross_entropy(logits[len(first) :], labels, s.class_mask(classes))
 
     def after_training_exp(self, s: State) -> None:
-        if self.latest is None:  # nothing was trained, so there are no logits to store
+        if self.latest is None:  # no training step was made, so there are no logits to store
             return
         self.memory.after_training_exp(s)
         known = self.logits | dict(zip(np.sort(s.experience.rows).tolist(), self.latest.cpu(), strict=True))

@@ -8,10 +8,10 @@ from clsim.parts.memory import Reservoir
 
 @dataclass
 class Er(Reservoir):
-    """Experience replay: earlier images in every batch, as many as the stream brings (Chaudhry et al. 2019)."""
+    """Experience replay: every batch gets as many earlier images as it has from the stream (Chaudhry et al. 2019)."""
 
-    size: int = 500  # images kept, in all or (per_class) of each class
-    per_class: bool = False  # a reservoir for each class
+    size: int = 500  # images kept, in total or (per_class) for each class
+    per_class: bool = False  # one reservoir for each class
 
     short: ClassVar[tuple[str, ...]] = ("size",)
     aliases: ClassVar[dict[str, dict[str, Any]]] = {"er_per_class": {"per_class": True}}

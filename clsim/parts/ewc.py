@@ -15,12 +15,12 @@ class Ewc(Part):
     """Elastic weight consolidation, online: a quadratic penalty on each weight, scaled by its Fisher information.
 
     It is like a spring on each weight, as stiff as the weight was important. Adds
-    ``strength / 2 * sum_i F_i (w_i - w*_i)^2`` (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3) with one set of
-    springs for all that was learned: w* are the weights after the latest experience, and F is the sum of every
-    experience's Fisher information (Schwarz et al. 2018, arXiv:1805.06370, section 4, with gamma = 1). The F of an
-    experience is the mean over its images of the squared gradient of the image's own log-likelihood, with its given
-    label (the empirical Fisher), on clean images and over the classes that the training loss's softmax included.
-    The square of the gradient of a batch's mean would be something else.
+    ``strength / 2 * sum_i F_i (w_i - w*_i)^2`` (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3) with one penalty for
+    all earlier experiences: w* are the weights after the latest experience, and F is the sum of the Fisher information
+    of all experiences (Schwarz et al. 2018, arXiv:1805.06370, section 4, with gamma = 1). The F of an experience is the
+    mean over its images of the squared gradient of the log-likelihood of each single image, with its given label (the
+    empirical Fisher), on clean images and over the classes that the training loss's softmax included. (The square of
+    the mean gradient of a batch would be a different quantity.)
     """
 
     strength: float = 10.0  # the paper's lambda
@@ -40,7 +40,7 @@ class Ewc(Part):
 
     def before_backward(self, s: Step) -> None:
         weights = {name: p for name, p in trained(s.learner).items() if name in self.fisher}
-        for kept in (self.fisher, self.anchor):  # from a checkpoint they come on the CPU
+        for kept in (self.fisher, self.anchor):  # a checkpoint loads them on the CPU
             kept.update({name: kept[name].to(p.device) for name, p in weights.items()})
         terms = [(self.fisher[name] * (p - self.anchor[name]) ** 2).sum() for name, p in weights.items()]
         if terms:
@@ -53,7 +53,7 @@ class Ewc(Part):
         self.anchor |= {name: p.detach().clone() for name, p in trained(s.learner).items()}
 
     def _importance(self, s: State) -> dict[str, Tensor]:
-        """The Fisher information of this experience, by the weights' names."""
+        """The Fisher information of this experience: weight's name -> tensor."""
         weights, classes = trained(s.learner), stream_classes(s)
         sums = {name: torch.zeros_like(p) for name, p in weights.items()}
         for batch in s.clean_batches():

@@ -5,16 +5,16 @@ from torch import Tensor, nn
 
 
 class LinearHead(nn.Linear):
-    """(B,D) features -> (B,K) logits, in float32 whatever the tower computes in."""
+    """(B,D) features -> (B,K) logits, in float32 for every precision of the tower."""
 
     def forward(self, features: Tensor) -> Tensor:
-        # bfloat16 has eight bits of mantissa: close logits would tie
+        # bfloat16 has an eight-bit mantissa: close logits would become equal
         with torch.autocast(features.device.type, enabled=False):
             return super().forward(features.float())
 
 
 class PrototypeHead(nn.Module):
-    """Cosine to the mean feature of each class; a class without images scores below all others."""
+    """Cosine to the mean feature of each class; a class without images gets a lower score than all others."""
 
     sums: Tensor
     counts: Tensor
@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Count (B,D) features with their (B,) labels into the means."""
+        """Add (B,D) features with (B,) labels to the means."""
         # float64 sums: the mean must not depend on how the images were batched
         self.sums.index_add_(0, labels, features.double())
         self.counts += labels.bincount(minlength=len(self.counts))

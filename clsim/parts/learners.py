@@ -1,4 +1,4 @@
-"""Learners on tuned towers: an image tower under a linear head, or against class names read by a text tower."""
+"""Learners on tuned towers: an image tower with a linear head, or with class-name features from a text tower."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -20,7 +20,7 @@ Where = Literal["image", "text", "both"]
 
 
 class TunedImage(nn.Module):
-    """Features of images under an image tower and what tunes it."""
+    """Image features from a tower with its tuner."""
 
     def __init__(self, tower: Tower, sites: TunerHooks) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TunedImage(nn.Module):
 
 
 class BankFeatures(nn.Module):
-    """Features of images under the frozen image tower, from the bank."""
+    """Image features of the frozen tower, from the bank."""
 
     def forward(self, batch: Batch) -> Tensor:
         """A batch -> (B,E) features."""
@@ -41,7 +41,7 @@ class BankFeatures(nn.Module):
 
 
 class TunedText(nn.Module):
-    """Features of class names under a text tower and what tunes it."""
+    """Features of class names from a text tower with its tuner."""
 
     ids: Tensor
     ends: Tensor
@@ -60,12 +60,12 @@ class TunedText(nn.Module):
 
 
 class TextsInContext(nn.Module):
-    """Features of class names behind learned words; of the plain template until training begins."""
+    """Features of class names after learned words; until training begins, features of the plain template."""
 
     plain: Tensor
 
     def __init__(self, tower: TextTower, class_names: tuple[str, ...], words: nn.Module, count: int) -> None:
-        """`words` gives (1, count, D) vectors."""
+        """`words()` returns (1, count, D) vectors."""
         super().__init__()
         self.prompted = PromptedText(tower, Wording.of(tower, class_names, count))
         self.words = words
@@ -86,16 +86,16 @@ class Headed(nn.Module):
         self.head = head
 
     def forward(self, batch: Batch) -> Outputs:
-        """A batch -> logits, and the features that the head reads."""
+        """A batch -> Outputs with logits and the head's input features."""
         features = self.images(batch)
         return Outputs(self.head(features), features)
 
 
 class TextClassifier(nn.Module):
-    """Image features against class features that may learn."""
+    """Image features, classified by cosine to class features, which may be trained."""
 
     def __init__(self, images: nn.Module, texts: nn.Module, scale: float) -> None:
-        """`texts()` gives (K,E) features."""
+        """`texts()` returns (K,E) features."""
         super().__init__()
         self.images = images
         self.texts = texts
@@ -103,7 +103,7 @@ class TextClassifier(nn.Module):
         self.kept = Kept()
 
     def forward(self, batch: Batch) -> Outputs:
-        """A batch -> logits, and the image features."""
+        """A batch -> Outputs with logits and the image features."""
         features = self.images(batch)
         return Outputs(cosine_logits(features, self.kept(self.texts, self.texts), self.scale), features)
 
@@ -115,10 +115,10 @@ def tuned(
     tune: Callable[[Tower], TunerHooks],
     texts: Callable[[], nn.Module | None] = lambda: None,
 ) -> nn.Module:
-    """The learner of a tuner: `tune(tower)` makes what tunes it, or lets weights of it learn.
+    """The learner of a tuner: `tune(tower)` makes the tuner of a tower, or unfreezes weights of the tower.
 
-    With `where` "text" or "both" images are classified by cosine to the class-name features, read by the tuned tower or
-    by what `texts()` makes. Raises RequestError for an image tower without blocks, and for a backbone without text.
+    With `where` "text" or "both", images are classified by cosine to the class-name features, which come from the tuned
+    tower or from `texts()`. Raises RequestError for an image tower without blocks, and for a backbone without text.
     """
     image = backbone.image
     if where != "text":

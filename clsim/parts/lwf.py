@@ -14,12 +14,12 @@ TEMPERATURE = 2.0  # of distillation, section 3
 
 @dataclass
 class Lwf(Part):
-    """Learning without forgetting: the learner as it was before the experience teaches the classes seen earlier.
+    """Learning without forgetting: distillation of the earlier classes from the learner before the experience.
 
-    Adds ``alpha`` times the cross-entropy between the softened outputs, at temperature 2, of the learner as it was
-    before the experience and as it is now, on the same augmented batch (Li and Hoiem 2016, arXiv:1606.09282,
-    section 3). The paper has a head for each task; here one softmax runs over all classes seen earlier. Kept is a copy
-    of the weights that learn and of the buffers, never of a frozen tower; while teaching it is in evaluation mode.
+    Adds ``alpha`` times the cross-entropy between two softened outputs (temperature 2) for the same augmented batch:
+    of the learner before the experience (the teacher) and of the learner now (Li and Hoiem 2016, arXiv:1606.09282,
+    section 3). The paper has one head per task; here one softmax covers all classes seen earlier. The part keeps a copy
+    of the trained weights and of the buffers, never of a frozen tower. The teacher is in evaluation mode.
     """
 
     alpha: float = 1.0  # weight of the term
@@ -29,7 +29,7 @@ class Lwf(Part):
 
     def __post_init__(self) -> None:
         require_weight("alpha", self.alpha)
-        self.classes: tuple[int, ...] = ()  # seen before this experience
+        self.classes: tuple[int, ...] = ()  # classes seen before this experience
         self.teacher: dict[str, Tensor] = {}  # parameters and buffers by name
 
     @property
@@ -45,7 +45,7 @@ class Lwf(Part):
     def before_backward(self, s: Step) -> None:
         if not self.classes:
             return
-        device = s.logits.device  # from a checkpoint the teacher comes on the CPU
+        device = s.logits.device  # a checkpoint loads the teacher on the CPU
         self.teacher = {name: tensor.to(device) for name, tensor in self.teacher.items()}
         s.learner.eval()
         with torch.no_grad():
@@ -64,6 +64,6 @@ class Lwf(Part):
 
 
 def distillation(logits: Tensor, taught: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross-entropy of (B,K) logits to the teacher's, both softened, over the ids in `classes` (n,) alone."""
+    """Mean cross-entropy between (B,K) logits and the teacher's, both softened, only over the ids in `classes` (n,)."""
     target = (taught[:, classes] / TEMPERATURE).softmax(dim=1)
     return -(target * (logits[:, classes] / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""The memory that rehearsal parts share: a reservoir of earlier images."""
+"""The memory of the rehearsal parts: a reservoir of earlier images."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from clsim.events import Part, State, Step
 
 
 class Reservoir(Part):
-    """A memory filled by reservoir sampling (Vitter 1985), replayed as many images at a time as the stream brings.
+    """A memory filled by reservoir sampling (Vitter 1985); it replays as many images per step as come from the stream.
 
-    It keeps rows of the training table, that is, images before augmentation: a replayed image is augmented again. The
-    images of an experience are offered once each, after it has been learned: what is replayed is from earlier ones.
-    In a stream without boundaries each image is offered after the step that learned it.
+    It keeps rows of the training table, that is, images before augmentation: a replayed image is augmented again. Each
+    image of an experience is offered once, after the experience has been learned. So only images of earlier experiences
+    are replayed. In a stream without boundaries each image is offered after the step that learned it.
     """
 
     needs_boundaries = False
 
     def __init__(self, capacity: int, per_class: bool = False) -> None:
-        """`capacity` images in all, or of each class. Raises ValueError if it is below 1."""
+        """`capacity`: images in total, or per class. Raises ValueError if it is below 1."""
         if capacity < 1:
             raise ValueError(f"a rehearsal memory holds at least 1 image, not {capacity}")
         self.capacity = capacity
@@ -32,16 +32,16 @@ class Reservoir(Part):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """(n,) rows of the training table now in memory."""
+        """(n,) rows of the training table that are in memory now."""
         return np.array([row for group in self.kept.values() for row in group], dtype=np.int64)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the images in memory take, uncompressed."""
+        """Uncompressed bytes of the images in memory."""
         return len(self.rows) * self.image_bytes
 
     def draw(self, s: Step, name: str) -> NDArray[np.int64]:
-        """As many different rows as the stream brings in this step, or all; `name` names the random stream."""
+        """Different rows, as many as come from the stream in this step, or all; `name`: the random stream."""
         draw = np.random.default_rng(rng.derive(s.seed, name, s.step))
         return draw.choice(self.rows, size=min(len(s.rows), len(self.rows)), replace=False)
 
@@ -86,7 +86,7 @@ class Reservoir(Part):
 
 
 def __getattr__(name: str) -> Any:
-    # the names that the parts had here; late, because their files import this one
+    # old names of the parts in this module; late, because their files import this one
     if name == "DarkExperience":
         from clsim.parts.der import Der
 

@@ -14,14 +14,14 @@ from clsim.parts.tuners import require_blocks
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOutputs(Outputs):
-    """The outputs of a learner that selects prompts by their keys."""
+    """Outputs of a learner that selects prompts by keys."""
 
     chosen: Tensor  # (B,N) or (B,) ids of the prompts selected
-    match: Tensor  # of the same shape: cosines between their keys and the query
+    match: Tensor  # same shape: cosines between their keys and the query
 
 
 def votes(chosen: Tensor, size: int) -> Tensor:
-    """(B,N) ids -> (size,) how often each id was chosen. Unlike bincount it never makes the host wait for a GPU."""
+    """(B,N) ids -> (size,) counts of how often each id was chosen. Unlike bincount, the host never waits for a GPU."""
     return (chosen.flatten()[:, None] == torch.arange(size, device=chosen.device)).sum(dim=0)
 
 
@@ -32,10 +32,10 @@ def majority(chosen: Tensor, size: int) -> Tensor:
 
 
 class Prefixes(TunerHooks):
-    """Keys and values in front of those of some blocks; queries and the tokens that are pooled stay as they are."""
+    """Keys and values put before those of some blocks; queries and the pooled tokens do not change."""
 
     def __init__(self, prompts: dict[int, Tensor]) -> None:
-        """`prompts`: block -> (B,L,D), or (1,L,D) for all images; the first half are keys, the second half values."""
+        """`prompts`: block -> (B,L,D), or (1,L,D) for all images; the first half is keys, the second half values."""
         self.prompts = prompts
 
     def keys_values(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ class Prefixes(TunerHooks):
 
 
 class AppendedTokens(TunerHooks):
-    """Tokens appended to those that enter the first block."""
+    """Tokens appended to the input of the first block."""
 
     def __init__(self, tokens: Tensor) -> None:
         """`tokens`: (B,L,D)."""
@@ -57,21 +57,21 @@ class AppendedTokens(TunerHooks):
 
 
 class Progress(nn.Module):
-    """Which experience is being learned and which have begun.
+    """Which experience is being learned, and which experiences have begun.
 
-    `Strategy.begin` sets it. It is not saved: resuming and loading repeat `begin`.
+    `Strategy.begin` sets it. It is not saved, because resuming and loading call `begin` again.
     """
 
     mask: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.current = 0  # the experience that is being learned, or was last
+        self.current = 0  # the experience that is being learned, or the last one learned
         self.begun: tuple[int, ...] = ()  # ascending
-        self.register_buffer("mask", torch.zeros(count, dtype=torch.bool), persistent=False)  # true for those begun
+        self.register_buffer("mask", torch.zeros(count, dtype=torch.bool), persistent=False)  # true if begun
 
     def begin(self, index: int) -> None:
-        """Go on to the experience `index`."""
+        """Begin the experience `index`."""
         self.current = index
         self.begun = tuple(sorted({*self.begun, index}))
         self.mask[index] = True
@@ -82,7 +82,7 @@ class Progress(nn.Module):
         return None if task is None else torch.full((len(batch),), task, device=self.mask.device)
 
     def detected(self, batch: Batch, chosen: Tensor) -> Tensor | None:
-        """(B,) `chosen`, where it is a detection: the task was not known, and something has been learned."""
+        """(B,) `chosen` if it is a detection: the task was not known, and an experience has begun; else None."""
         return chosen if self.begun and not self.training and batch.task is None else None
 
 
@@ -95,26 +95,26 @@ class PerExperience(nn.Module):
         self.each = nn.ParameterList(initial.unbind())
 
     def forward(self, current: int) -> Tensor:
-        """(T,...) all of them, of which only that of `current` gets a gradient.
+        """(T,...) all parameters; only the parameter of experience `current` gets a gradient.
 
-        The others get none at all: with momentum or decay, a gradient of zero would move them, too.
+        The others get no gradient: with momentum or weight decay, even a gradient of zero would change them.
         """
         return torch.stack([own if i == current else own.detach() for i, own in enumerate(self.each)])
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
-    """(B,D) and (M,D) -> (B,M), in float32 whatever the tower computes in."""
+    """(B,D) and (M,D) -> (B,M), in float32 for every precision of the tower."""
     with torch.autocast(queries.device.type, enabled=False):
         return nn.functional.normalize(queries, dim=1) @ nn.functional.normalize(keys, dim=1).T
 
 
 def blocks_of(tower: Tower, asked: int | None, twelfths: int) -> int:
-    """Blocks asked for; where no number is given, so many twelfths of the tower: the papers' towers have twelve."""
+    """The number of blocks: `asked`, or by default `twelfths` / 12 of the tower (the papers' towers have 12 blocks)."""
     return -(-tower.depth * twelfths // 12) if asked is None else asked
 
 
 def check_depth(tower: Tower, needed: int, what: str) -> None:
-    """Raises RequestError if the tower has fewer blocks than `what` needs, or is no transformer."""
+    """Raises RequestError if the tower has fewer blocks than `what` needs, or is not a transformer."""
     require_blocks(tower)
     if needed > tower.depth:
-        raise RequestError(f"{what} take {needed} blocks; the tower has {tower.depth}")
+        raise RequestError(f"{what} need {needed} blocks; the tower has {tower.depth}")

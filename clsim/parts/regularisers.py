@@ -1,4 +1,4 @@
-"""What regularisers share: parts that add a term to the loss."""
+"""Code shared by regularisers, which are parts that add a term to the loss."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ def require_weight(name: str, value: float) -> None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross-entropy of (B,K) logits and (B,) labels, over the classes that are true in `classes` (K,) alone."""
+    """Mean cross-entropy of (B,K) logits and (B,) labels, only over the classes that are true in `classes` (K,)."""
     return nn.functional.cross_entropy(logits.masked_fill(~classes, -torch.inf), labels)
 
 
@@ -26,12 +26,12 @@ def stream_classes(s: State) -> tuple[int, ...]:
 
 
 def trained(learner: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that ask for gradients, by name."""
+    """The parameters that require gradients, by name."""
     return {name: p for name, p in learner.named_parameters() if p.requires_grad}
 
 
 def __getattr__(name: str) -> Any:
-    # the names that the parts had here; late, because their files import this one
+    # old names of the parts in this module; late, because their files import this one
     if name in ("Ewc", "Lwf", "distillation"):
         from clsim.parts import ewc, lwf
 

@@ -1,4 +1,4 @@
-"""Classes as texts: their features, and the classifier that they make."""
+"""Classes as texts: their features, and the classifier with these features."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,15 +12,15 @@ TEMPLATE = "a photo of a {}."
 
 
 def readable(name: str) -> str:
-    """A class or domain name as it stands in a prompt: ``art_painting`` -> ``art painting``."""
+    """A class or domain name as written in a prompt: ``art_painting`` -> ``art painting``."""
     return name.replace("_", " ")
 
 
 @torch.no_grad()
 def class_features(tower: TextTower, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(K,E) unit features of the classes: of each template the normalised feature, averaged and normalised again.
+    """(K,E) unit features of the classes: the normalised features of all templates, averaged and normalised again.
 
-    Radford et al. 2021, arXiv:2103.00020, section 3.1.4. A template holds ``{}`` where the name goes.
+    Radford et al. 2021, arXiv:2103.00020, section 3.1.4. A template has ``{}`` at the position of the name.
     """
     texts = [template.format(readable(name)) for name in class_names for template in templates]
     features = torch.cat([normalize(tower(texts[i : i + 256]).float(), dim=1) for i in range(0, len(texts), 256)])
@@ -33,7 +33,7 @@ class TextHead(nn.Module):
     classes: Tensor
 
     def __init__(self, classes: Tensor, scale: float) -> None:
-        """`classes` are (K,E) unit features."""
+        """`classes`: (K,E) unit features."""
         super().__init__()
         self.register_buffer("classes", classes)
         self.scale = scale
@@ -46,8 +46,8 @@ class TextHead(nn.Module):
 class TrainingStarted(nn.Module):
     """Whether training has started. Until then learned words are not used, and classification is zero-shot.
 
-    So the row before any training of a run with text is zero-shot CLIP, whatever the words start from. `Strategy.begin`
-    sets it, with `start_training`; it is not saved, since resuming and loading repeat `begin`.
+    So in a run with text, the row before any training is zero-shot CLIP for every start value of the words.
+    `Strategy.begin` sets it with `start_training`. It is not saved, because resuming and loading call `begin` again.
     """
 
     def __init__(self) -> None:
@@ -55,24 +55,24 @@ class TrainingStarted(nn.Module):
         self.started = False
 
     def forward(self) -> bool:
-        """Whether it has."""
+        """Whether training has started."""
         return self.started
 
 
 def start_training(learner: nn.Module) -> None:
-    """Let every part of the learner know that training has started."""
+    """Set every TrainingStarted in the learner."""
     for module in learner.modules():
         if isinstance(module, TrainingStarted):
             module.started = True
 
 
 class Kept(nn.Module):
-    """The tensor that a module computes from its weights alone, computed again only when these have changed.
+    """A cache for a tensor that a module computes only from its weights; recomputed only when these have changed.
 
-    For class features in evaluation. What is kept serves only while the very same tensors are in the same state
-    (PyTorch counts the writes to each), in the same precision and without gradients. It is dropped whenever the learner
-    changes its mode, as before every evaluation: the writes of a fused optimizer, and those to `.data`, are not
-    counted.
+    It is for class features in evaluation. The cached tensor is used only if the weights are the same tensors in the
+    same state (PyTorch counts the writes to each), in the same precision and without gradients. It is dropped whenever
+    the learner changes its mode, as before every evaluation, because PyTorch does not count the writes of a fused
+    optimizer and writes to `.data`.
     """
 
     def __init__(self) -> None:
@@ -82,12 +82,12 @@ class Kept(nn.Module):
         self.value: Tensor | None = None
 
     def train(self, mode: bool = True) -> "Kept":
-        """Drop what is kept."""
+        """Drop the cached tensor."""
         self.tensors, self.state, self.value = [], [], None
         return super().train(mode)
 
     def forward(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
-        """What `make()` returns, which depends on the module's weights alone."""
+        """The result of `make()`, which must depend only on the module's weights."""
         if torch.is_grad_enabled() or module.training:
             return make()
         tensors = [*module.parameters(), *module.buffers()]
@@ -99,7 +99,7 @@ class Kept(nn.Module):
 
 
 def _state(module: nn.Module, tensors: Sequence[Tensor]) -> list[object]:
-    """What changes when one of a module's tensors does, or the precision, or when training starts."""
+    """A state that changes when one of the module's tensors or the precision changes, or when training starts."""
     precisions = {t.device.type: torch.is_autocast_enabled(t.device.type) for t in tensors}
     started = [part.started for part in module.modules() if isinstance(part, TrainingStarted)]
     return [precisions, started, [(t._version, t.dtype, t.device) for t in tensors]]

@@ -1,9 +1,9 @@
-"""Learned words before, around or behind a class's name, read by CLIP's frozen text tower without doing anything twice.
+"""Learned words before, around or after a class's name; CLIP's frozen text tower computes shared prefixes once.
 
-Three things are left out that change nothing. Behind the end of a text nothing is read: sequences are cut there. The
-tower is causal: what stands before the first token in which the classes differ is the same for all of them, and its
-keys and values are computed once. Frozen tokens are looked up once. A test holds values and gradients against the
-plain computation.
+Three things make this faster without changing the result. Nothing after the end of a text is read, so sequences are
+cut there. The tower is causal: the tokens before the first difference between the classes are the same for all of
+them, so their keys and values are computed once. Embeddings of frozen tokens are looked up once. A test compares values
+and gradients with the plain computation.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class KeyValueCache(TunerHooks):
 
 
 class CachedKeysValues(TunerHooks):
-    """Puts kept keys and values before a sequence's own; (G,P,D) ones serve G*K sequences, K after K."""
+    """Puts cached keys and values before a sequence's own; each of (G,P,D) is used for K of G*K sequences."""
 
     def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.kept = kept
@@ -45,17 +45,17 @@ class CachedKeysValues(TunerHooks):
 
 @dataclass(frozen=True)
 class Wording:
-    """Where a prompt's M learned vectors stand among the K classes' words."""
+    """The positions of a prompt's M learned vectors among the words of K classes."""
 
-    entries: Tensor  # (K,N) token ids, or -1 - m where vector m stands; cut behind the longest text
+    entries: Tensor  # (K,N) token ids, or -1 - m at the position of vector m; cut after the longest text
     ends: Tensor  # (K,) positions of the end-of-text tokens
-    shared: int  # leading positions at which all classes have the same
+    shared: int  # number of leading positions that are the same for all classes
 
     @classmethod
     def of(
         cls, text: TextTower, class_names: Sequence[str], length: int, position: Position = "end", ending: str = "."
     ) -> "Wording":
-        """`length` vectors before, half before and half behind, or behind each name; then `ending`.
+        """`length` vectors before each name, half before and half after it, or after it; then `ending`.
 
         Raises RequestError for a text that does not fit into the context.
         """
@@ -65,10 +65,10 @@ class Wording:
         rows = []
         for name in map(readable, class_names):
             whole, alone = _words(text, f"{name}{ending}")[1:-1], _words(text, name)[1:-1]
-            behind = whole[len(alone) :] if whole[: len(alone)] == alone else whole
-            if behind is whole and vectors[half:]:
-                raise RequestError(f"{name!r} and {ending!r} make one word: nothing can be put between them")
-            words = [*alone, *vectors[half:], *behind] if vectors[half:] else whole
+            after = whole[len(alone) :] if whole[: len(alone)] == alone else whole
+            if after is whole and vectors[half:]:
+                raise RequestError(f"{name!r} and {ending!r} form one word: no vectors can be put between them")
+            words = [*alone, *vectors[half:], *after] if vectors[half:] else whole
             rows.append([start, *vectors[:half], *words, end])
             if len(rows[-1]) > text.context_length:
                 many = len(rows[-1])
@@ -82,13 +82,13 @@ class Wording:
 
 
 def _words(text: TextTower, words: str) -> list[int]:
-    """Token ids of a text, its start and end included."""
+    """Token ids of a text, including its start and end."""
     ids, ends = text.tokens([words])
     return ids[0, : int(ends[0]) + 1].tolist()  # type: ignore[no-any-return]
 
 
 class PromptedText(nn.Module):
-    """Class features under learned context vectors, from a frozen text tower."""
+    """Class features with learned context vectors, from a frozen text tower."""
 
     entries: Tensor
     ends: Tensor
@@ -102,10 +102,10 @@ class PromptedText(nn.Module):
         self.register_buffer("ends", wording.ends, persistent=False)
         with torch.no_grad():
             words = text.embed(wording.entries.clamp(min=0))
-        self.register_buffer("words", words, persistent=False)  # (K,N,D), of no meaning where a vector stands
+        self.register_buffer("words", words, persistent=False)  # (K,N,D), unused at the positions of learned vectors
 
     def forward(self, context: Tensor) -> Tensor:
-        """(G,M,D) contexts that the classes share -> (G,K,E) features, for each context on its own."""
+        """(G,M,D) contexts, each shared by all classes -> (G,K,E) features, one set for each context."""
         groups, classes, length = len(context), *self.entries.shape
         prefix, rest = slice(0, self.shared), slice(self.shared, length)
         past = KeyValueCache()
@@ -117,7 +117,7 @@ class PromptedText(nn.Module):
         return features.unflatten(0, (groups, classes))  # type: ignore[no-any-return]
 
     def each(self, context: Tensor) -> Tensor:
-        """(K,M,D) contexts, one of each class's own -> (K,E) features."""
+        """(K,M,D) contexts, one for each class -> (K,E) features."""
         learned = context.gather(1, self._vectors(ALL, self.entries)[..., None].expand(-1, -1, context.shape[-1]))
         tokens = torch.where((self.entries < 0)[..., None], learned, self.words.to(context.dtype))
         return self.text.features(tokens, self.ends)
@@ -129,7 +129,7 @@ class PromptedText(nn.Module):
 
     @staticmethod
     def _vectors(where: slice, entries: Tensor) -> Tensor:
-        """(K,n) which vector stands at each position; 0 where none does."""
+        """(K,n) index of the vector at each position; 0 if there is none."""
         return (-1 - entries[:, where]).clamp(min=0)
 
 
@@ -142,7 +142,7 @@ def new_context(text: TextTower, length: int, words: str = "", copies: tuple[int
         return nn.Parameter(0.02 * torch.randn(*copies, length, text.width))
     ids = _words(text, words)[1:-1]
     if len(ids) != length:
-        raise RequestError(f"{words!r} has {len(ids)} tokens, and the context {length}: they must be as many")
+        raise RequestError(f"{words!r} has {len(ids)} tokens, but the context has {length}: the numbers must be equal")
     with torch.no_grad():
         start = text.embed(torch.tensor(ids)).float()
     return nn.Parameter(start.expand(*copies, -1, -1).clone())

@@ -1,4 +1,4 @@
-"""The first name of `clsim.parts.learners`, kept for users' strategies."""
+"""The old name of `clsim.parts.learners`, kept for users' strategies."""
 
 from clsim.parts.learners import BankFeatures, Headed, TextClassifier, TextsInContext, TunedImage, TunedText, tuned
 

@@ -1,4 +1,4 @@
-"""Tuners: what learns on a frozen transformer, each in a few lines at a tower's sites (clsim/backbones/towers.py)."""
+"""Tuners: trainable additions to a frozen transformer, through the hooks of a tower (clsim/backbones/towers.py)."""
 
 import math
 
@@ -13,7 +13,7 @@ def require_blocks(tower: Tower) -> None:
     """Raises RequestError for a tower without blocks to tune."""
     if not tower.layers:
         raise RequestError(
-            "this image tower is no transformer: it serves methods that read features, and has no tuners"
+            "this image tower is no transformer: it works with methods that read features, but cannot be tuned"
         )
 
 
@@ -24,7 +24,7 @@ class Tokens(nn.Module):
     """(S, P, D) learned tokens; S is 1, or the number of blocks."""
 
     def __init__(self, sets: int, count: int, width: int, bound: float) -> None:
-        """They start uniform within `bound` of zero."""
+        """They start uniform in [-bound, bound]."""
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(sets, count, width).uniform_(-bound, bound))
 
@@ -34,17 +34,17 @@ class Tokens(nn.Module):
 
 
 class Prompts(nn.Module, TunerHooks):
-    """Tokens behind the image's own; in every block anew where there is a set for each.
+    """Tokens appended to the image's own tokens: once, or new ones in every block if there is a set for each block.
 
-    Visual prompt tuning, Jia et al. 2022, arXiv:2203.12119, eq. 4 (shallow) and 5 to 7 (deep: what a block made of its
-    prompts is dropped and the next block's put there).
+    Visual prompt tuning, Jia et al. 2022, arXiv:2203.12119, eq. 4 (shallow) and 5 to 7 (deep: a block's outputs for its
+    prompts are dropped and replaced by the next block's prompts).
     """
 
     def __init__(self, tokens: nn.Module) -> None:
-        """`tokens()` gives (S,P,D): one set, or one for each block."""
+        """`tokens()` returns (S,P,D): one set, or one for each block."""
         super().__init__()
         self.tokens = tokens
-        # how many to drop before a block puts its own; none where they enter once
+        # number of prompts that each block replaces; 0 if they enter only once
         self.own = tokens.tokens.shape[1] if isinstance(tokens, Tokens) and len(tokens.tokens) > 1 else 0
 
     def enter(self, block: int, tokens: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Prompts(nn.Module, TunerHooks):
 
 
 def visual_bound(tower: Tower) -> float:
-    """Half the width of the uniform start of visual prompts: sqrt(6 / (3 patch^2 + D)), as in the code of VPT."""
+    """The bound of the uniform start values of visual prompts: sqrt(6 / (3 patch^2 + D)), as in the code of VPT."""
     patch = tower.pixels.size // tower.grid[0]
     return math.sqrt(6 / (3 * patch**2 + tower.width))
 
@@ -81,12 +81,12 @@ class Pairs(nn.Module):
 class Prefix(nn.Module, TunerHooks):
     """P extra keys and values in every block.
 
-    Every token attends to them, and they are no tokens themselves. Zeros would not be without effect: a zero key
-    takes its share of the softmax.
+    Every token attends to them, but they are not tokens themselves. Even zeros have an effect: a zero key takes a share
+    of the softmax.
     """
 
     def __init__(self, source: nn.Module) -> None:
-        """`source()` gives (depth,2,P,D) keys and values."""
+        """`source()` returns (depth,2,P,D) keys and values."""
         super().__init__()
         self.source = source
 
@@ -95,7 +95,7 @@ class Prefix(nn.Module, TunerHooks):
 
 
 class PrefixPass(TunerHooks):
-    """A Prefix in one forward pass: its network has run once, and every block takes its part."""
+    """A Prefix in one forward pass: its network runs once, and every block takes its part."""
 
     def __init__(self, made: tuple[Tensor, ...]) -> None:
         """`made`: for each block (2,P,D) keys and values."""
