@@ -119,7 +119,10 @@ class Strategy(Part):
         return self.epochs if self.has_gradients else 0
 
     def fit(self, s: State) -> None:
-        """Learn without gradients from `s.clean_batches()`; called after the epochs of an experience."""
+        """Learn without gradients, after the epochs of an experience, from `s.clean_batches()`.
+
+        It runs in float32, whatever the run's precision: only `s.forward` and `s.outputs` use that.
+        """
 
     def parts(self) -> Sequence[Part]:
         """Memories and regularisers that take part in training."""

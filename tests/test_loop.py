@@ -360,3 +360,46 @@ def test_what_needs_boundaries_is_refused_by_name_on_a_stream_without(name, fiel
     with pytest.raises(RequestError, match=f"{named} must know where an experience begins and ends"):
         prepare(name, tmp_path, ENDLESS, **fields)
     assert prepare(name, tmp_path, **fields).strategy is not None
+
+
+def test_closed_forms_run_in_float32_in_a_bfloat16_run(make_loop):
+    found = []
+
+    @dataclass(kw_only=True)
+    class Product(Linear):
+        def epochs_for(self, experience):
+            return 0
+
+        def fit(self, s):
+            found.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+    loop = make_loop(precision="bf16")
+    loop.strategy = Product()
+    loop.run()
+    assert set(found) == {torch.float32}
+
+
+def test_a_step_that_spoils_the_weights_ends_the_run(make_loop):
+    class Spoil(Part):
+        def after_update(self, s):
+            if s.step == 3:  # the last step of the experience: no loss is computed afterwards
+                with torch.no_grad():
+                    s.learner.head.weight[0, 0] = float("nan")
+
+    loop = make_loop(epochs=1)
+    loop.parts = [Spoil()]
+    with pytest.raises(RunFailed, match=r"head\.weight is not finite after experience 1 \(step 3\)"):
+        loop.run()
+
+
+def test_logits_that_are_no_numbers_are_no_result(make_loop):
+    class Spoil(Part):
+        def before_eval(self, s):
+            if s.trained == 2:
+                s.learner.head.register_forward_hook(lambda module, given, out: out * float("nan"))
+
+    loop = make_loop(epochs=1)
+    loop.parts = [Spoil()]
+    with pytest.raises(RunFailed, match=r"the logits are not finite on .* after experience 2"):
+        loop.run()
+    assert len(loop.state.correct) == 1, "no row of counts is made of them"

@@ -302,3 +302,24 @@ def test_environment_is_written_down(tmp_path):
     assert torch.__version__.startswith(env["packages"]["torch"])
     assert env["precision"] == "fp32" and len(env["class_order"]) == 5
     assert os.sep not in env["weights"]
+
+
+def test_the_bank_costs_every_run_the_same_whoever_fills_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / "cache"))
+    first, second = (small(strategy="linear", out=tmp_path, seed=seed) for seed in (0, 1))
+    assert first.summary["bank_seconds"] == second.summary["bank_seconds"] > 0
+    untrained = small(strategy="ncm", out=tmp_path)
+    assert untrained.summary["bank_seconds"] == first.summary["bank_seconds"]
+    assert untrained.summary["cost"]["images_per_second"] is None, "it takes no steps"
+    assert small(strategy="finetune", out=tmp_path).summary["bank_seconds"] == 0
+
+
+def test_ncm_and_linear_fill_one_bank_with_the_same_bits(tmp_path, monkeypatch):
+    found = []
+    for first, second in (("ncm", "linear"), ("linear", "ncm")):
+        monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / first))
+        for strategy in (first, second):
+            run = small(strategy=strategy, out=tmp_path / first, precision="bf16")
+            if strategy == "linear":
+                found.append(run.events["step"]["loss"].tolist())
+    assert found[0] == found[1]
