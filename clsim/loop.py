@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -103,9 +104,7 @@ class Loop:
     def _learn(self, experience: Experience, single: bool) -> None:
         s, strategy = self.state, self.strategy
         s.current = experience
-        passes = strategy.epochs_for(experience.info)
-        if experience.ordered:
-            passes = min(passes, 1)
+        passes = self._passes(experience)
         if experience.boundary:
             s.seen = tuple(sorted({*s.seen, *experience.classes}))
         per_epoch = -(-len(experience.rows) // strategy.batch_size) if passes else 0
@@ -115,6 +114,14 @@ class Loop:
         if passes:
             self._epochs(experience, passes, per_epoch, single)
         self._end(experience, passes)
+
+    def _passes(self, experience: Experience) -> int:
+        """Passes over an experience: what the strategy asks for, at most one if its images arrive in order."""
+        passes = self.strategy.epochs_for(experience.info)
+        if not isinstance(passes, Integral) or passes < 0:
+            name = type(self.strategy).__name__
+            raise RunFailed(f"{name}.epochs_for must return a whole number of at least 0, not {passes!r}")
+        return min(passes, 1) if experience.ordered else int(passes)
 
     def _begin(self, experience: Experience, passes: int) -> None:
         """Prepare the learner, call the handlers, and make an optimizer over the parameters that now learn."""

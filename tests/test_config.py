@@ -523,6 +523,9 @@ def test_a_users_part_has_fields_too(tmp_path: Path) -> None:
     file.write_text(text + "# changed\n")
     assert found.hash() == before, "its part was made by the text before the change"
     assert config_with(f"{file}:Mine,weight=2,names=[a,b],er:5,{file}:Plain").hash() != before
+    file.write_text(text + "\n\nclass Other(Part):\n    def __init__(self, size):\n        pass\n")
+    with pytest.raises(RequestError, match="Other cannot be made without arguments .*'size'.*: make it a dataclass"):
+        config_with(f"{file}:Other")
     with pytest.raises(RequestError, match="no field 'wieght' .did you mean 'weight'"):
         config_with(f"{file}:Mine,wieght=2")
     with pytest.raises(RequestError, match="has a comma or a bracket"):

@@ -78,7 +78,7 @@ class Ewc(Part):
 
 
 def _grown(name: str, kept: Tensor, now: Tensor) -> Tensor:
-    """`kept` on the device of `now` and in its shape, with zeros in new entries. Raises RunFailed if entries are gone."""
+    """`kept` with the device and shape of `now`, with zeros in new entries. Raises RunFailed if entries are gone."""
     if kept.shape == now.shape:
         return kept.to(now.device)
     if kept.ndim != now.ndim or any(old > new for old, new in zip(kept.shape, now.shape, strict=True)):
