@@ -68,7 +68,7 @@ class Loop:
         """Train on each remaining experience and evaluate after it. Raises RunFailed if the loss is not finite."""
         s = self.state
         experiences = self.strategy.experiences(self.benchmark.train_stream)
-        self._raise("before_training", s)
+        self._start()
         if not s.correct and self._has_baseline(len(experiences)):
             s.has_baseline_row = True
             self._evaluate(self.benchmark.test_stream)
@@ -83,6 +83,14 @@ class Loop:
             self._evaluate(columns)
             self._save()
         self._raise("after_training", s)
+
+    def _start(self) -> None:
+        """Call the handlers of before_training. A resumed run calls them again, but its journal has what they log."""
+        record = self.tools.record
+        if self.state.correct or self.state.step:
+            self.tools.record = lambda s, name, value: None
+        self._raise("before_training", self.state)
+        self.tools.record = record
 
     def _has_baseline(self, num_experiences: int) -> bool:
         """Whether accuracies before any training are meaningful."""

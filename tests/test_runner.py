@@ -134,6 +134,28 @@ def test_a_run_made_by_two_versions_of_the_code_says_so_whenever_it_is_read(tmp_
     assert json.loads((run.directory / "env.json").read_text())["code"] == run.summary["code"]
 
 
+GREETING = """
+from dataclasses import dataclass
+from clsim.strategies.linear import Linear
+
+@dataclass(kw_only=True)
+class Greeting(Linear):
+    def before_training(self, s):
+        s.log("hello", 1.0)
+"""
+
+
+def test_what_is_logged_before_training_is_in_the_journal_once(tmp_path, broken_off, finished):
+    (tmp_path / "greeting.py").write_text(GREETING)
+
+    def work():
+        return finished(f"{tmp_path}/greeting.py:Greeting", tmp_path, checkpoint_minutes=0)
+
+    broken_off(1, work)
+    broken_off(3, work)
+    assert work().events["log"]["name"].tolist() == ["hello"]
+
+
 def test_two_processes_never_work_in_one_directory(tmp_path):
     run = small(strategy="linear", out=tmp_path)
     with runner.alone_in(run.directory):
