@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class Loop:
         """Train on each remaining experience and evaluate after it. Raises RunFailed if the loss is not finite."""
         s = self.state
         experiences = self.strategy.experiences(self.benchmark.train_stream)
-        self._raise("before_training", s)
+        self._start()
         if not s.correct and self._has_baseline(len(experiences)):
             s.has_baseline_row = True
             self._evaluate(self.benchmark.test_stream)
@@ -83,6 +84,14 @@ class Loop:
             self._evaluate(columns)
             self._save()
         self._raise("after_training", s)
+
+    def _start(self) -> None:
+        """Call the handlers of before_training. A resumed run calls them again, but its journal has what they log."""
+        record = self.tools.record
+        if self.state.correct or self.state.step:
+            self.tools.record = lambda s, name, value: None
+        self._raise("before_training", self.state)
+        self.tools.record = record
 
     def _has_baseline(self, num_experiences: int) -> bool:
         """Whether accuracies before any training are meaningful."""
@@ -104,9 +113,7 @@ class Loop:
     def _learn(self, experience: Experience, single: bool) -> None:
         s, strategy = self.state, self.strategy
         s.current = experience
-        passes = strategy.epochs_for(experience.info)
-        if experience.ordered:
-            passes = min(passes, 1)
+        passes = self._passes(experience)
         if experience.boundary:
             s.seen = tuple(sorted({*s.seen, *experience.classes}))
         per_epoch = -(-len(experience.rows) // strategy.batch_size) if passes else 0
@@ -116,6 +123,14 @@ class Loop:
         if passes:
             self._epochs(experience, passes, per_epoch, single)
         self._end(experience, passes)
+
+    def _passes(self, experience: Experience) -> int:
+        """Passes over an experience: what the strategy asks for, at most one if its images arrive in order."""
+        passes = self.strategy.epochs_for(experience.info)
+        if not isinstance(passes, Integral) or passes < 0:
+            name = type(self.strategy).__name__
+            raise RunFailed(f"{name}.epochs_for must return a whole number of at least 0, not {passes!r}")
+        return min(passes, 1) if experience.ordered else int(passes)
 
     def _begin(self, experience: Experience, passes: int) -> None:
         """Prepare the learner, call the handlers, and make an optimizer over the parameters that now learn."""

@@ -44,11 +44,10 @@ def matrix(loop: Loop) -> dict[str, Any]:
 
 
 def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
-    """`names`: the run's scenario, strategy, backbone, seed and config_hash."""
+    """`names`: the run's scenario, strategy, backbone, seed, config_hash and code."""
     caveats = {f"caveat {i + 1}": text for i, text in enumerate(loop.strategy.caveats())}
     return {
         **names,
-        "code": provenance.code_digest(),
         "protocol": loop.rules.name,
         "metrics": measured.values,
         "task_accuracy": loop.task_accuracy(),

@@ -187,6 +187,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_loop):
         make_loop(parts=[Spoil()]).run()
 
 
+@pytest.mark.parametrize("passes", [-1, None, 1.5])
+def test_a_wrong_number_of_epochs_stops_the_run_and_says_whose_it_is(make_loop, passes):
+    loop = make_loop()
+    loop.strategy.epochs_for = lambda experience: passes
+    with pytest.raises(RunFailed, match=f"Linear.epochs_for must return a whole number of at least 0, not {passes}"):
+        loop.run()
+
+
 class Rates(Part):
     """Writes down the rates of the optimizer's groups at every update."""
 
