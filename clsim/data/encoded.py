@@ -25,6 +25,7 @@ class EncodedImages:
         self.folder = folder
         self._spans: NDArray[np.int64] = np.load(folder / "spans.npy")
         self.shape = (len(self._spans), 3, height, width)
+        self._file = os.open(folder / "images.bin", os.O_RDONLY)  # now: so a cache may be cleared during a run
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,10 +41,6 @@ class EncodedImages:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count())  # codecs run outside the GIL
 
-    @cached_property
-    def _file(self) -> int:
-        return os.open(self.folder / "images.bin", os.O_RDONLY)
-
     def __del__(self) -> None:
         if "_file" in self.__dict__:
             os.close(self._file)
@@ -55,7 +52,13 @@ class EncodedImages:
         try:
             return decoded(data, *self.shape[2:])
         except Exception as error:  # Pillow raises many kinds for broken files
-            raise RunFailed(str(bad_image(read_names(self.folder)[row], error))) from error
+            raise RunFailed(str(bad_image(self._name(row), error))) from error
+
+    def _name(self, row: int) -> str:
+        try:
+            return read_names(self.folder)[row]
+        except OSError:  # the cache was cleared
+            return f"in row {row}"
 
 
 def write_names(folder: Path, names: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ What is done with each kind of file:
 - palettes, CMYK, YCbCr and 1-bit images become RGB. Colour profiles are not applied.
 - animations: the first frame.
 - greyscale with more than 8 bits is scaled by the range of its type: 16 bits from 0..65535, 12 bits (in TIFF) from
-  0..4095. 12-bit values in a 16-bit file become nearly black, because the file does not tell that it has only 12 bits.
+  0..4095. 12-bit values in a 16-bit file become nearly black, because the file does not tell that it has only 12 bits;
+  a table of such images says so on stderr.
 - 32-bit integers (TIFF; also PGM, and 16-bit PNG in older versions of Pillow) are scaled from 0..65535; images with
   other values are refused.
 - floats are scaled from 0..1 if all values are in that range, otherwise from 0..255; images with other values are
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+DIM = 16  # what is above 4095 of 65535 becomes at least this
 ORIENTATION = 0x0112  # numbers of EXIF and TIFF tags
 BITS_PER_SAMPLE = 258
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -63,7 +65,16 @@ def upright(data: bytes) -> Image.Image:
     _refuse_pointers(data)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # in place: a copy would not have the tags of a TIFF file
+        return _rgb(image)
+
+
+def is_dim(data: bytes, pixels: NDArray[np.uint8]) -> bool:
+    """Whether an image with these pixels is 16-bit greyscale and nearly black, e.g. 12-bit values in a 16-bit file."""
+    if (pixels >= DIM).any():
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def _refuse_pointers(data: bytes) -> None:

@@ -5,7 +5,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from clsim.data import entries
 from clsim.data.encoded import EncodedImages, bad_image, for_each, reason, write_names
-from clsim.data.pixels import decoded, size_of
+from clsim.data.pixels import decoded, is_dim, size_of
 from clsim.data.readers import Source
 from clsim.errors import RequestError
 
 # bytes; above it images stay encoded and are decoded each time they are read: DomainNet would take 90 GB on disk
 LARGEST_DECODED = 8 << 30
 NONE_LEFT = "none of the images can be decoded"
+REMOVED = "{} was removed or damaged while it was opened; repeat the command"
 RULES = 2  # changed if the same files become other pixels, so that tables of older versions are not used
 NAMED = 5  # bad images that are named; the others are counted
 
@@ -127,17 +129,22 @@ class ImageTable:
             _decode_into(folder, source, side, on_bad_image)
             meta = entries.opened(folder)
         if meta is None:
-            raise RequestError(f"{folder} was removed or damaged while it was in use")
+            raise RequestError(REMOVED.format(folder))
+        if meta["dim"]:
+            print(f"clsim: {meta['dim']}", file=sys.stderr)
         size, skipped = meta["encoded"], meta["skipped"]
-        return cls(
-            images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
-            labels=np.load(folder / "labels.npy"),
-            class_names=source.class_names,
-            fingerprint=folder.name,
-            domains=None if source.domains is None else np.load(folder / "domains.npy"),
-            domain_names=source.domain_names,
-            skipped=Skipped(skipped["by_class"], tuple(skipped["first"])),
-        )
+        try:
+            return cls(
+                images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
+                labels=np.load(folder / "labels.npy"),
+                class_names=source.class_names,
+                fingerprint=folder.name,
+                domains=None if source.domains is None else np.load(folder / "domains.npy"),
+                domain_names=source.domain_names,
+                skipped=Skipped(skipped["by_class"], tuple(skipped["first"])),
+            )
+        except FileNotFoundError as error:
+            raise RequestError(REMOVED.format(folder)) from error
 
 
 def _key(source: Source) -> str:
@@ -161,13 +168,24 @@ def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> 
     """Make the table as an entry of the cache."""
     bad: dict[int, str] | None = {} if on_bad_image == "skip" else None
     with entries.new(folder) as (temporary, about):
-        rows, encoded = _write_images(temporary, source, side, bad)
+        dim: list[int] = []
+        rows, encoded = _write_images(temporary, source, side, bad, dim)
         skipped = _skipped(source, bad or {})
         np.save(temporary / "labels.npy", source.labels[rows])
         if source.domains is not None:
             np.save(temporary / "domains.npy", source.domains[rows])
         about["skipped"] = {"by_class": skipped.by_class, "first": skipped.first}
         about["encoded"] = encoded
+        about["dim"] = _about_dim(dim, source.names, len(rows))
+
+
+def _about_dim(dim: Sequence[int], names: Sequence[str], count: int) -> str:
+    if not dim:
+        return ""
+    return (
+        f"{len(dim)} of {count} images are 16-bit greyscale and nearly black, e.g. {names[min(dim)]}; "
+        "if their values have 12 bits, multiply them by 16 in the files"
+    )
 
 
 def _skipped(source: Source, bad: Mapping[int, str]) -> Skipped:
@@ -187,12 +205,13 @@ def _skipped(source: Source, bad: Mapping[int, str]) -> Skipped:
 
 
 def _write_images(
-    temporary: Path, source: Source, side: int, bad: dict[int, str] | None
+    temporary: Path, source: Source, side: int, bad: dict[int, str] | None, dim: list[int]
 ) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
     """Write the source's images to a folder: decoded, or encoded if they would take too much space decoded.
 
     Returns their positions in the source, in the order of the table, and the size of images that are kept encoded.
-    The reasons for bad images are put into `bad`; without it, the first raises RequestError.
+    The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of 16-bit images that
+    are nearly black are put into `dim`.
     """
     blob = temporary / "images.bin"
     spans, sizes = _spool(blob, source, bad)
@@ -203,7 +222,11 @@ def _write_images(
 
         def image(row: int) -> NDArray[np.uint8]:
             start, length = spans[row].tolist()
-            return decoded(os.pread(stream.fileno(), length, start), height, width)
+            data = os.pread(stream.fileno(), length, start)
+            pixels = decoded(data, height, width)
+            if is_dim(data, pixels):
+                dim.append(row)
+            return pixels
 
         images = for_each(order.tolist(), image, source.names, bad)
         if len(order) * 3 * height * width <= LARGEST_DECODED:
