@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clsim.data import table as table_module
 from clsim.data.pixels import decoded, size_of, upright
 from clsim.data.readers import Source
 from clsim.data.table import ImageTable
@@ -226,6 +227,19 @@ def test_no_picture_changes_the_pixels_of_another(tmp_path):
     assert first.shape == (3, 64, 64)
     assert all((each == first).all() for each in more)
     assert (stored(tmp_path, picture, *others)[0] == first).all()
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
+def test_joined_sets_of_one_shape_may_be_brought_to_the_largest_size(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
+    small, large, strip = noise(16, 16, 0), noise(28, 28, 1), noise(16, 28, 2)
+    source = source_of([file_of(small), file_of(large)], [0, 1])
+    table = ImageTable.decode(source, 64, tmp_path, one_size=True)
+    expected = Image.fromarray(small).resize((28, 28), Image.Resampling.BICUBIC)
+    assert (table.pixels(np.arange(2)) == np.stack([expected, large]).transpose(0, 3, 1, 2)).all()
+    assert ImageTable.decode(source, 64, tmp_path).images.shape[-2:] == (64, 64)
+    source = source_of([file_of(small), file_of(strip)], [0, 1], "cut")
+    assert ImageTable.decode(source, 64, tmp_path, one_size=True).images.shape[-2:] == (64, 64), "nothing is cut"
 
 
 def test_evaluation_sees_the_same_of_a_small_picture_in_a_table_of_any_size(tmp_path):

@@ -20,9 +20,10 @@ CHUNK = 1024  # most images whose results wait in memory
 class EncodedImages:
     """N encoded images in one file. Memory holds only each image's position in the file."""
 
-    def __init__(self, folder: Path, height: int, width: int) -> None:
+    def __init__(self, folder: Path, height: int, width: int, bicubic: bool = False) -> None:
         """`folder` has images.bin, and spans.npy: N rows with an image's first byte and length."""
         self.folder = folder
+        self.bicubic = bicubic  # see `decoded`
         self._spans: NDArray[np.int64] = np.load(folder / "spans.npy")
         self.shape = (len(self._spans), 3, height, width)
         self._file = os.open(folder / "images.bin", os.O_RDONLY)  # now: so a cache may be cleared during a run
@@ -50,7 +51,7 @@ class EncodedImages:
         # read, not mapped: mapped pages would count as this process's memory
         data = os.pread(self._file, length, start)
         try:
-            return decoded(data, *self.shape[2:])
+            return decoded(data, *self.shape[2:], self.bicubic)
         except Exception as error:  # Pillow raises many kinds for broken files
             raise RunFailed(str(bad_image(self._name(row), error))) from error
 

@@ -39,25 +39,27 @@ def size_of(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def decoded(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
+def decoded(data: bytes, height: int, width: int, bicubic: bool = False) -> NDArray[np.uint8]:
     """Encoded bytes -> (3, height, width): unchanged, or scaled to cover that size and cut to its centre.
 
     Raises ValueError for values outside of the ranges above, and many kinds of errors for broken files.
     """
     rgb = upright(data)
     if rgb.size != (width, height):
-        rgb = covering(rgb, height, width)
+        rgb = covering(rgb, height, width, bicubic)
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def covering(rgb: Image.Image, height: int, width: int) -> Image.Image:
+def covering(rgb: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
     """The image scaled to cover height x width, and cut to its centre; what is cut is what a centre crop loses.
 
     A larger image is reduced with a bicubic filter. A smaller one is enlarged with a bilinear filter, as the evaluation
-    transform does: so it sees the same image whether the stored image was enlarged or not.
+    transform does: so it sees the same image whether the stored image was enlarged or not. With `bicubic` the bicubic
+    filter is used for both.
     """
     enlarged = height > rgb.height or width > rgb.width
-    return ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR if enlarged else Image.Resampling.BICUBIC)
+    how = Image.Resampling.BILINEAR if enlarged and not bicubic else Image.Resampling.BICUBIC
+    return ImageOps.fit(rgb, (width, height), how)
 
 
 def upright(data: bytes) -> Image.Image:

@@ -110,7 +110,9 @@ class ImageTable:
         return Source(read, names, self.labels, self.class_names, self.fingerprint, self.domains, self.domain_names)
 
     @classmethod
-    def decode(cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop") -> "ImageTable":
+    def decode(
+        cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop", one_size: bool = False
+    ) -> "ImageTable":
         """The source's images as RGB, from the cache if they were decoded before.
 
         If all images have one size that fits into `side` x `side` pixels, they are stored as they are. Otherwise each
@@ -119,14 +121,17 @@ class ImageTable:
         of it either: a 375 x 500 image keeps 75 %. What is done with rotated, transparent or 16-bit images is
         described in `clsim.data.pixels`.
 
+        With `one_size`, images of several sizes but one shape (e.g. digits of 28 x 28 and 16 x 16) that fit into `side`
+        are enlarged to the largest size found, for sets that are joined on purpose.
+
         An image that cannot be decoded raises RequestError with its name. If `on_bad_image` is "skip", it is left out,
         and `skipped` has what was left out; but a class that loses more than half of its images raises RequestError:
         then not images are bad, but the copy of the data set, e.g. git-lfs pointers or an interrupted download.
         """
-        folder = cache_dir / "tables" / f"{_key(source)}-{side}-{on_bad_image}"
+        folder = cache_dir / "tables" / f"{_key(source)}-{side}-{on_bad_image}{'-one_size' * one_size}"
         meta = entries.opened(folder)
         if meta is None:
-            _decode_into(folder, source, side, on_bad_image)
+            _decode_into(folder, source, side, on_bad_image, one_size)
             meta = entries.opened(folder)
         if meta is None:
             raise RequestError(REMOVED.format(folder))
@@ -164,12 +169,12 @@ def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> 
     return shuffled[np.lexsort(keys)]
 
 
-def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> None:
+def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str, one_size: bool) -> None:
     """Make the table as an entry of the cache."""
     bad: dict[int, str] | None = {} if on_bad_image == "skip" else None
     with entries.new(folder) as (temporary, about):
         dim: list[int] = []
-        rows, encoded = _write_images(temporary, source, side, bad, dim)
+        rows, encoded = _write_images(temporary, source, side, one_size, bad, dim)
         skipped = _skipped(source, bad or {})
         np.save(temporary / "labels.npy", source.labels[rows])
         if source.domains is not None:
@@ -205,17 +210,17 @@ def _skipped(source: Source, bad: Mapping[int, str]) -> Skipped:
 
 
 def _write_images(
-    temporary: Path, source: Source, side: int, bad: dict[int, str] | None, dim: list[int]
-) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
+    temporary: Path, source: Source, side: int, one_size: bool, bad: dict[int, str] | None, dim: list[int]
+) -> tuple[NDArray[np.int64], tuple[int, int, bool] | None]:
     """Write the source's images to a folder: decoded, or encoded if they would take too much space decoded.
 
-    Returns their positions in the source, in the order of the table, and the size of images that are kept encoded.
-    The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of 16-bit images that
-    are nearly black are put into `dim`.
+    Returns their positions in the source, in the order of the table, and for images that are kept encoded the arguments
+    of `decoded`. The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of
+    16-bit images that are nearly black are put into `dim`.
     """
     blob = temporary / "images.bin"
     spans, sizes = _spool(blob, source, bad)
-    height, width = _stored_size(sizes, side)
+    height, width, bicubic = _stored_size(sizes, side, one_size)
     order = _row_order(source.labels, source.domains)
     order = order[sizes[order].any(axis=1)]  # without images that have bad headers
     with blob.open("rb") as stream:
@@ -223,7 +228,7 @@ def _write_images(
         def image(row: int) -> NDArray[np.uint8]:
             start, length = spans[row].tolist()
             data = os.pread(stream.fileno(), length, start)
-            pixels = decoded(data, height, width)
+            pixels = decoded(data, height, width, bicubic)
             if is_dim(data, pixels):
                 dim.append(row)
             return pixels
@@ -239,16 +244,19 @@ def _write_images(
                 raise RequestError(NONE_LEFT)
     np.save(temporary / "spans.npy", spans[order])
     write_names(temporary, [source.names[row] for row in order.tolist()])
-    return order, (height, width)
+    return order, (height, width, bicubic)
 
 
-def _stored_size(sizes: NDArray[np.int64], side: int) -> tuple[int, int]:
-    """(N,2) heights and widths, zeros for bad images -> the height and width of the table."""
+def _stored_size(sizes: NDArray[np.int64], side: int, one_size: bool) -> tuple[int, int, bool]:
+    """(N,2) heights and widths, zeros for bad images -> the height and width of the table, and `bicubic` of `decoded`."""
     found = np.unique(sizes[sizes.any(axis=1)], axis=0)
     if len(found) == 0:
         raise RequestError(NONE_LEFT)
-    height, width = found[0].tolist()
-    return (height, width) if len(found) == 1 and max(height, width) <= side else (side, side)
+    height, width = found.max(axis=0).tolist()
+    one_shape = bool((found[:, 0] * width == found[:, 1] * height).all())
+    if max(height, width) <= side and (len(found) == 1 or (one_size and one_shape)):
+        return height, width, True
+    return side, side, False
 
 
 def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
