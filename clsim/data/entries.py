@@ -1,7 +1,7 @@
 """Entries of the cache: folders that appear whole, are checked when they are opened, and are made again if broken.
 
-An entry is a folder with any files and `entry.json`, which is written last: it has what the maker wants to keep in
-mind, and the size and digests of every other file. Processes may share a cache; each entry appears with one rename.
+An entry is a folder with any files and `entry.json`, which is written last: it has what the maker wants to know later,
+and the size and digests of every other file. Processes may share a cache; each entry appears with one rename.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ BROKEN = ".broken"
 
 
 def opened(folder: Path) -> dict[str, Any] | None:
-    """What the maker of an entry kept in mind; None if there is no entry.
+    """What the maker of an entry stored in `entry.json`; None if there is no entry.
 
     A broken entry is renamed to `*.broken`, with a line on stderr, and then there is none; it is kept until another one
     breaks or the cache is cleared. Raises RequestError if it cannot be renamed. What killed processes left is removed.
@@ -78,7 +78,7 @@ def faults(folder: Path, whole: bool = False) -> list[str]:
 
 @contextlib.contextmanager
 def new(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A temporary folder to fill, and a dictionary for what is to be kept in mind; at the end it becomes `folder`.
+    """A temporary folder to fill, and a dictionary for `entry.json`; at the end the folder becomes `folder`.
 
     If another process was faster, its entry stays. If the block raises, nothing stays.
     """

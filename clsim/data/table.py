@@ -248,7 +248,7 @@ def _write_images(
 
 
 def _stored_size(sizes: NDArray[np.int64], side: int, one_size: bool) -> tuple[int, int, bool]:
-    """(N,2) heights and widths, zeros for bad images -> the height and width of the table, and `bicubic` of `decoded`."""
+    """(N,2) heights and widths, zeros for bad images -> the height, width and `bicubic` that `decoded` gets."""
     found = np.unique(sizes[sizes.any(axis=1)], axis=0)
     if len(found) == 0:
         raise RequestError(NONE_LEFT)
