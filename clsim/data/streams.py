@@ -140,9 +140,9 @@ class DataAccess:
         """Class folders in the data directory; if domains are named, inside a folder for each domain."""
         return read_folder(self.tree().joinpath(*below), domains)
 
-    def table(self, source: Source, on_bad_image: str) -> ImageTable:
-        """The source, decoded."""
-        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image)
+    def table(self, source: Source, on_bad_image: str, one_size: bool = False) -> ImageTable:
+        """The source, decoded. `one_size`: small images of several sizes are enlarged to the largest size found."""
+        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image, one_size)
 
 
 @dataclass(kw_only=True)
