@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 Weights = dict[str, Tensor]
 
 # wrappers that training code puts around a backbone; of several copies the first in this order is used
-WRAPPERS = ("module", "_orig_mod", "model", "backbone", "encoder", "vit", "deit", "dinov2", "dinov2_with_registers")
+WRAPPERS: tuple[str, ...] = (
+    "module",
+    "_orig_mod",
+    "model",
+    "backbone",
+    "encoder",
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+)
 WRAPPERS += ("net", "network", "trunk", "visual", "image_encoder", "encoder_q", "base_encoder", "clip", "clip_model")
 WRAPPERS += ("opt", "target", "img", "ema_model", "model_ema", "ema", "teacher", "student", "momentum_encoder")
 WRAPPERS += ("encoder_k", "params")
@@ -175,12 +185,13 @@ def _with_timms_filter(weights: Weights, vit: "VisionTransformer", origin: str, 
 
 
 def require_gelu(vit: "VisionTransformer", origin: str, weights: Weights) -> None:
-    """Raises RequestError for OpenAI's weights in a model with GELU; they were trained with QuickGELU."""
+    """Raises RequestError if a CLIP was trained with QuickGELU and the model has GELU, or the other way round."""
     act = type(cast(Any, vit.blocks[0]).mlp.act).__name__
-    if quick_gelu(origin, weights) and not act.startswith("QuickGELU"):
+    told = quick_gelu(origin, weights)
+    if told is not None and told != act.startswith("QuickGELU"):
         raise RequestError(
-            f"{origin} has weights of a CLIP that was trained with QuickGELU; this backbone has {act}: "
-            "use timm's model with 'clip_quickgelu' in its name"
+            f"{origin} has weights of a CLIP that was trained with {'Quick' * told}GELU; this backbone has {act}: "
+            f"use timm's model with{'' if told else 'out'} 'clip_quickgelu' in its name"
         )
 
 

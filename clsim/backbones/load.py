@@ -121,7 +121,7 @@ def _timm_tower(name: str, stored: dict[str, Tensor] | None, image_size: int | N
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise no_backbone(name, timm.list_models(module="vision_transformer"))
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in tags:
         raise nearest("tag of " + architecture, tag, tags)
     options: dict[str, Any] = {}

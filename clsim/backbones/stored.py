@@ -22,7 +22,16 @@ HEAD = re.compile(
     r"|(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)$"
 )
 # entries of a checkpoint that have the weights, best first; those of an average come last, as one is chosen on purpose
-ENTRIES = ("state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher", "student")
+ENTRIES: tuple[str, ...] = (
+    "state_dict",
+    "model",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "teacher",
+    "student",
+)
 ENTRIES += ("module", "target_encoder", "encoder", "backbone", "net", "network", "params", "weights")
 # configurations that checkpoints often have next to the weights: read as empty objects without any behaviour
 HARMLESS = re.compile(r"(argparse\.Namespace|omegaconf\.\S+|pathlib\.\w*Path|yacs\.config\.CfgNode|typing\.Any)$")

@@ -22,6 +22,14 @@ DTYPES = {
 }
 
 
+PLAIN = {  # what wraps values, and is replaced with the value
+    ("collections", "OrderedDict"): dict,
+    ("torch", "device"): str,
+    ("torch._utils", "_rebuild_parameter"): lambda value, *_unused: value,
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, _unused: value,
+}
+
+
 class _Module:
     """A module of the archive: its attributes, and nothing of its program."""
 
@@ -43,8 +51,8 @@ class _Reader(pickle.Unpickler):
             return DTYPES[name]
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
+        if (module, name) in PLAIN:
+            return PLAIN[module, name]
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not weights")
 
     def persistent_load(self, pid: Any) -> Tensor:
