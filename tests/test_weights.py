@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import pickle
 import re
+import zipfile
 
 import numpy as np
 import open_clip
@@ -15,11 +17,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from clsim.backbones import load_clip
 from clsim.backbones.layouts import for_clip, for_timm
-from clsim.backbones.load import load_backbone, require_library_features
+from clsim.backbones.load import Backbone, load_backbone, require_library_features
 from clsim.backbones.stored import load_into, read_weights
 from clsim.backbones.vit import VisionTower, nano_vit
+from clsim.data.batches import Batch
+from clsim.data.streams import StreamInfo
 from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
+from clsim.strategies.l2p import L2P
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
 
@@ -372,6 +377,17 @@ def test_an_archive_of_torchscript_is_read_without_its_program(tmp_path, monkeyp
     assert same(other.state_dict(), {n: t.float() for n, t in expected.items()})
 
 
+def test_an_archive_with_anything_but_weights_is_refused_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "evil.pt"
+    with zipfile.ZipFile(file, "w") as content:
+        content.writestr("evil/data.pkl", pickle.dumps({"weight": Evil()}))
+        content.writestr("evil/constants.pkl", pickle.dumps(()))
+    with pytest.raises(RequestError, match="Python objects .*mkdir"):
+        read_weights(file)
+    assert not (tmp_path / "was_run").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_openais_archive_is_quick_gelu_in_timm_or_refused(tmp_path):
     clip = small_clip(quick=True)
@@ -488,6 +504,21 @@ def test_clips_that_cannot_work_are_refused_before_any_download(model, monkeypat
     tag = open_clip.list_pretrained_tags_by_model(model)[0]
     with pytest.raises(RequestError, match="text tower|image tower"):
         load_backbone(f"clip:{model}/{tag}")
+
+
+@pytest.mark.parametrize("options", [{}, {"no_embed_class": True, "reg_tokens": 1}])
+def test_l2p_adds_the_position_of_the_class_token_to_its_prompts_where_there_is_one(options):
+    tower = VisionTower(small(**options), InputSpec(16)).eval().requires_grad_(False)
+    info = StreamInfo(("a", "b"), (), "class", 1)
+    with torch.no_grad():
+        batch = Batch(images(), tower(images()), torch.tensor([0, 1]))
+    found = []
+    for order in ("prompts_cls_patches", "cls_prompts_patches"):
+        torch.manual_seed(0)
+        learner = L2P(order=order).build(Backbone("small", tower), info).eval()
+        with torch.no_grad():
+            found.append(learner(batch).features)
+    assert torch.equal(*found) == bool(options)
 
 
 # names

@@ -121,8 +121,8 @@ def _reason(file: Path, error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    first = str(error).strip().partition("\n")[0][:120]
-    return f"it is incomplete or not a file of weights ({type(error).__name__}: {first})"
+    first = "" if isinstance(error, KeyError) else f": {str(error).strip().partition(chr(10))[0][:120]}"
+    return f"it is incomplete or not a file of weights ({type(error).__name__}{first})"
 
 
 def _tensors(stored: Any, file: Path) -> dict[str, Tensor]:
