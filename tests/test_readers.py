@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsim.data import readers
-from clsim.data.readers import Hub, Source, held_out, parquet_files, read_folder, read_parquet, subfolders
+from clsim.data.folders import read_folder, subfolders
+from clsim.data.readers import Hub, Source, held_out, parquet_files, read_parquet
 from clsim.errors import RequestError
 
 HUB = Hub("someone/letters", "0123abc", "small")

@@ -3,20 +3,19 @@
 A reader finds encoded images and their labels; `ImageTable.decode` decodes them.
 """
 
-import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clsim.data.sources import Found, Source, fingerprint_files, held_out
 from clsim.errors import RequestError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+__all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
 
 
 class Hub(NamedTuple):
@@ -25,80 +24,6 @@ class Hub(NamedTuple):
     repository: str
     revision: str  # a commit, so that the images never change
     folder: str = ""  # the folder to read if the repository has several sets
-
-
-@dataclass(frozen=True)
-class Source:
-    """Encoded images, in the order of their files."""
-
-    read: Callable[[int], bytes]  # the encoded bytes of image i
-    names: Sequence[str]  # name of image i in error messages; its file's path if there is one
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    domains: NDArray[np.int64] | None = None
-    domain_names: tuple[str, ...] = ()
-
-    def take(self, keep: NDArray[np.bool_]) -> "Source":
-        """A source with only the images for which `keep` (N,) is true."""
-        chosen = np.flatnonzero(keep)
-        read, names = self.read, self.names
-        return Source(
-            read=lambda i: read(int(chosen[i])),
-            names=[names[i] for i in chosen.tolist()],
-            labels=self.labels[chosen],
-            class_names=self.class_names,
-            fingerprint=hashlib.blake2b(self.fingerprint.encode() + chosen.tobytes(), digest_size=16).hexdigest(),
-            domains=None if self.domains is None else self.domains[chosen],
-            domain_names=self.domain_names,
-        )
-
-    @staticmethod
-    def join(sources: Sequence["Source"], prefixes: Sequence[str], as_domains: bool = False) -> "Source":
-        """The sources one after another, with separate classes: class "3" of "mnist" becomes "mnist 3".
-
-        With `as_domains` all sources have the same classes, and each source is a domain.
-        """
-        first_row = np.cumsum([0, *(len(source.labels) for source in sources)])
-        first_class = np.cumsum([0, *(0 if as_domains else len(source.class_names) for source in sources)])
-
-        def read(i: int) -> bytes:
-            part = int(np.searchsorted(first_row, i, side="right")) - 1
-            return sources[part].read(i - int(first_row[part]))
-
-        pairs = list(zip(prefixes, sources, strict=True))
-        class_names = tuple(f"{prefix} {name}" for prefix, source in pairs for name in source.class_names)
-        if as_domains:
-            class_names = sources[0].class_names
-            for prefix, source in pairs:
-                if source.class_names != class_names:
-                    raise RequestError(f"the classes of {prefix!r} are not those of {prefixes[0]!r}")
-        joined = "/".join(f"{prefix}:{source.fingerprint}" for prefix, source in pairs) + "/domains" * as_domains
-        return Source(
-            read=read,
-            names=[f"{prefix}/{name}" for prefix, source in pairs for name in source.names],
-            labels=np.concatenate([source.labels + first for source, first in zip(sources, first_class, strict=False)]),
-            class_names=class_names,
-            fingerprint=hashlib.blake2b(joined.encode(), digest_size=16).hexdigest(),
-            domains=np.repeat(np.arange(len(sources)), np.diff(first_row)) if as_domains else None,
-            domain_names=tuple(prefixes) if as_domains else (),
-        )
-
-
-def fingerprint_files(files: Sequence[Path], *more: str) -> str:
-    """A hash of the files' contents, in order, and of all settings that change what is read from them."""
-    digest = hashlib.blake2b("/".join(more).encode(), digest_size=16)
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
-    """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
-    limit = int(share * 2**32)
-    hashes = (hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names)
-    return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
 
 
 def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | None = None) -> list[Path]:
@@ -256,37 +181,3 @@ def _categories(column: Any, declared: tuple[str, ...] | None) -> tuple[NDArray[
         raise RequestError(f"label {strange[0]!r} is not among the declared names: {', '.join(names)}")
     ids = {name: i for i, name in enumerate(names)}
     return np.array([ids[value] for value in values], dtype=np.int64), names
-
-
-def subfolders(root: Path) -> list[Path]:
-    """The folders directly in `root`, sorted by name; hidden ones (.git, .ipynb_checkpoints) are left out."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def read_folder(root: Path, domains: Sequence[str] = ()) -> Source:
-    """Class folders: `root/class/*.png`, or `root/domain/class/*.png` for the domains named."""
-    tops = [(i, root / name) for i, name in enumerate(domains)] or [(0, root)]
-    for _, top in tops:
-        if not top.is_dir():
-            raise RequestError(f"no folder {top}")
-    class_names = sorted({path.name for _, top in tops for path in subfolders(top)})
-    found = [
-        (path, label, domain)
-        for domain, top in tops
-        for label, name in enumerate(class_names)
-        for path in sorted((top / name).glob("**/*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not found:
-        raise RequestError(f"no images in class folders ({', '.join(IMAGE_SUFFIXES)}) below {root}")
-    files = [path for path, _, _ in found]
-    names = [path.relative_to(root).as_posix() for path in files]
-    return Source(
-        read=lambda i: files[i].read_bytes(),
-        names=names,
-        labels=np.array([label for _, label, _ in found], dtype=np.int64),
-        class_names=tuple(class_names),
-        fingerprint=fingerprint_files(files, *names),
-        domains=np.array([domain for _, _, domain in found], dtype=np.int64) if domains else None,
-        domain_names=tuple(domains),
-    )

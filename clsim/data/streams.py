@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.data import protocols
+from clsim.data.folders import read_folder, read_tree
 from clsim.data.protocols import Protocol
-from clsim.data.readers import Hub, Source, parquet_files, read_folder, read_parquet
+from clsim.data.readers import Hub, Source, parquet_files, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
@@ -138,7 +139,17 @@ class DataAccess:
 
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
         """Class folders in the data directory; if domains are named, inside a folder for each domain."""
-        return read_folder(self.tree().joinpath(*below), domains)
+        return read_folder(self.tree().joinpath(*below), domains, tree=self.tree())
+
+    def class_folders(
+        self,
+        domains: Sequence[str] = (),
+        domain_folders: bool | None = False,
+        test_split: str = "",
+        exclude: Sequence[str] = (),
+    ) -> tuple[Source, Source]:
+        """Training and test images of the data directory; see `read_tree`."""
+        return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
 
     def table(self, source: Source, on_bad_image: str) -> ImageTable:
         """The source, decoded."""
