@@ -1,7 +1,6 @@
 """Trees of class folders as people have them: with splits or without, with domains, litter and links."""
 
 import os
-import re
 import stat
 import unicodedata
 from collections import defaultdict
@@ -12,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clsim.data.sources import Source, fingerprint_files, held_out, pick, twins
-from clsim.errors import RequestError
+from clsim.data.sources import Source, alike, fingerprint_files, held_out, pick, twins
+from clsim.data.wordnet import readable
+from clsim.errors import RequestError, unknown
 
 # read where Pillow reads them: AVIF and WebP are not in every build of it
 IMAGE_SUFFIXES = (
@@ -22,9 +22,7 @@ IMAGE_SUFFIXES = (
 )
 LITTER = ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")  # lines of a WordNet id and its words
 HELD_OUT = "no folders of splits (train, test): a fifth of the images is for testing, by a hash of each file's path"
-WORDNET_ID = re.compile(r"n\d{8}")
 
 
 class Top(NamedTuple):
@@ -105,8 +103,7 @@ def _files(folder: Path, tree: Path, left_out: LeftOut, above: tuple[Path, ...] 
 def _class_folders(tops: Sequence[Top], tree: Path, exclude: Sequence[str], left_out: LeftOut) -> dict[Path, str]:
     """Class folders and their class names, in order of their names.
 
-    Raises RequestError for classes that readers cannot distinguish, for splits in place of classes, and for an unknown
-    name in `exclude`.
+    Raises RequestError for classes that readers cannot distinguish, and for splits in place of classes.
     """
     every: dict[Path, str] = {}
     for top in tops:
@@ -122,9 +119,9 @@ def _class_folders(tops: Sequence[Top], tree: Path, exclude: Sequence[str], left
         for path in sorted(top.path.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_litter(path.name):
                 left_out["images in no class folder"].append(_shown(path))
-    unwanted = {pick("class to exclude", name, sorted(set(every.values()))) for name in exclude}
+    unwanted = {alike(name) for name in exclude}
     for path, name in list(every.items()):
-        if name in unwanted:
+        if name in exclude or (alike(name) in unwanted and not set(exclude) & set(every.values())):
             left_out["excluded classes"].append(_shown(path))
             del every[path]
     for path, name in every.items():
@@ -167,7 +164,7 @@ def read_folder(
         (path, label[folders[folder]], domain_names.index(top.domain) if domain_names else 0)
         for top in tops
         for folder in sorted((f for f in folders if f.parent == top.path), key=lambda f: (folders[f], f))
-        for path in sorted(_files(folder, tree, left_out))
+        for path in sorted(_files(folder, tree, left_out, (tree, top.path.resolve())))
     ]
     if not found:
         raise _nothing(root, left_out)
@@ -201,29 +198,6 @@ def _nothing(root: Path, left_out: LeftOut) -> RequestError:
     return RequestError(
         f"no images in class folders ({suffixes}) below {_shown(root)}" + f"; left out: {reasons}" * bool(reasons)
     )
-
-
-def readable(class_names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Words for WordNet ids, from a class-name file in one of the folders; the names themselves if there is none.
-
-    A line is an id and its words: `n01440764 tench, Tinca tinca`. The first word is the name; an id is appended if two
-    classes have one name (there are two cranes).
-    """
-    if not all(WORDNET_ID.fullmatch(name) for name in class_names):
-        return list(class_names)
-    for file in (folder / name for folder in folders for name in NAME_FILES):
-        if not file.is_file():
-            continue
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        pairs = (re.split(r"[\s:,]+", line.strip(), maxsplit=1) for line in lines)
-        words = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
-        if all(words.get(name) for name in class_names):
-            found = [words[name] for name in class_names]
-            return [
-                f"{word} ({name})" if found.count(word) > 1 else word
-                for word, name in zip(found, class_names, strict=True)
-            ]
-    return list(class_names)
 
 
 # splits and domains
@@ -327,12 +301,14 @@ def read_tree(
             read_folder(part, tops=_domain_folders(part, domains) if domain_folders else (), exclude=exclude, tree=tree)
             for part in splits
         ]
-        return _pair(parts[0], parts[1], splits, notes, _unused(tree, splits))
+        return _pair(parts[0], parts[1], splits, notes, _unused(tree, splits), exclude)
     tops = _domain_folders(tree, domains) if domain_folders else []
     inner = [choose_splits(top.path, test_split) for top in tops]
     if not any(inner):
         choose_splits(tree, test_split)  # refuses a test_split
-        return _cut(read_folder(tree, tops=tops, exclude=exclude).noted(*notes, HELD_OUT))
+        source = read_folder(tree, tops=tops, exclude=exclude).noted(*notes, HELD_OUT)
+        _check_excluded(exclude, source)
+        return _cut(source)
     chosen = []
     for top, pair in zip(tops, inner, strict=True):
         if pair is None:
@@ -345,15 +321,28 @@ def read_tree(
         for i in (0, 1)
     ]
     unused = [each for top, pair in zip(tops, chosen, strict=True) for each in _unused(top.path, pair)]
-    return _pair(parts[0], parts[1], chosen[0], notes, unused)
+    return _pair(parts[0], parts[1], chosen[0], notes, unused, exclude)
 
 
 def _unused(folder: Path, splits: tuple[Path, Path]) -> list[str]:
     return [_shown(path) for path in subfolders(folder) if path not in splits]
 
 
+def _check_excluded(exclude: Sequence[str], *sources: Source) -> None:
+    """Raises RequestError for a name that no excluded class has."""
+    done = {alike(Path(path).name) for source in sources for path in source.left_out.get("excluded classes", ())}
+    for name in exclude:
+        if alike(name) not in done:
+            raise unknown("class to exclude", name, {each for source in sources for each in source.class_names})
+
+
 def _pair(
-    train: Source, test: Source, splits: tuple[Path, Path], notes: Sequence[str], unused: Sequence[str]
+    train: Source,
+    test: Source,
+    splits: tuple[Path, Path],
+    notes: Sequence[str],
+    unused: Sequence[str],
+    exclude: Sequence[str],
 ) -> tuple[Source, Source]:
     """The two sources with the names of their splits. Raises RequestError if class names differ by case alone."""
     same = twins([*train.class_names, *test.class_names])
@@ -362,6 +351,7 @@ def _pair(
             f"class {same[0][0]!r} of {splits[0].name!r} is {same[0][1]!r} in {splits[1].name!r}; "
             "rename one of the folders"
         )
+    _check_excluded(exclude, train, test)
     if unused:
         train = replace(train, left_out={**train.left_out, "folders next to the splits": tuple(unused)})
     return train.noted(*notes, split=splits[0].name), test.noted(split=splits[1].name)

@@ -220,16 +220,22 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
+def _columns(file: Path, columns: list[str]) -> Any:
+    """Columns of a file, as an Arrow table. Raises RequestError if the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        return _opened(file).read(columns=columns)  # not read_table: only this function can read a part of a struct
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error, ", ".join(columns)) from error
+
+
 def _small(shard: _Shard, columns: Sequence[str]) -> dict[str, Any]:
     """Column -> its values: (n,) numbers or text, and the paths of images (empty if they have none)."""
     import pyarrow as pa
 
     image, *others = columns
-    try:
-        # not read_table: only this function can read a part of a struct
-        table = _opened(shard.file).read(columns=[*others, *([shard.paths] if shard.paths else [])])
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(shard.file, error, ", ".join(columns)) from error
+    table = _columns(shard.file, [*others, *([shard.paths] if shard.paths else [])])
     values: dict[str, Any] = {column: column_values(shard.file, column, table[column]) for column in others}
     values[image] = [""] * shard.num_rows
     if shard.paths:
@@ -245,14 +251,10 @@ def _labels(
     """The labels of all files, of which `values` has those with rows; see `categories`."""
     filled = [shard.file for shard in shards if shard.num_rows]
     declared = declared_names([(shard.file, shard.schema) for shard in shards], column)
-    other = None
-    if other_split is not None:
-        opened = [(file, _opened(file)) for file in other_split]
-        other = [
-            column_values(file, column, each.read(columns=[column])[column])
-            for file, each in opened
-            if column in each.schema_arrow.names and declared.names is None
-        ]
+    other = None if other_split is None else []
+    for file in other_split or () if declared.names is None else ():
+        if column in _opened(file).schema_arrow.names:
+            other = [*(other or []), column_values(file, column, _columns(file, [column])[column])]
     return categories(list(zip(filled, values, strict=True)), column, declared, other)
 
 
