@@ -255,3 +255,11 @@ def test_fields_of_domains_without_effect_are_refused():
             Folder(**fields)
     pairs = Folder(protocol="pair", pairs="all", domains=("Art", "Clipart", "Real World")).expanded()
     assert len(pairs) == 6 and pairs[0] == {"pairs": "one", "source": "Art", "target": "Clipart"}
+
+
+def test_a_tree_of_classes_is_not_read_as_domains(tmp_path, plant):
+    data = DataAccess(plant(tmp_path, "ant", "bee"), tmp_path / ".cache", 8)
+    with pytest.raises(
+        RequestError, match="read as DOMAIN/CLASS/.*; left out: 4 images in no class folder, e.g. .*ant/0"
+    ):
+        Folder(protocol="domain").build(data)

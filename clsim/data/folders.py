@@ -167,7 +167,7 @@ def read_folder(
         for path in sorted(_files(folder, tree, left_out, (tree, top.path.resolve())))
     ]
     if not found:
-        raise _nothing(root, left_out)
+        raise _nothing(root, left_out, bool(domain_names))
     files = [path for path, _, _ in found]
     names = [_name(path, root) for path in files]
     words = readable(class_names, (root, tree))
@@ -191,13 +191,14 @@ def _name(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
-def _nothing(root: Path, left_out: LeftOut) -> RequestError:
+def _nothing(root: Path, left_out: LeftOut, with_domains: bool) -> RequestError:
     """The error for a tree without images, with what was left out."""
     reasons = "; ".join(f"{len(names)} {why}, e.g. {names[0]}" for why, names in left_out.items())
     suffixes = ", ".join(sorted(image_suffixes()))
-    return RequestError(
-        f"no images in class folders ({suffixes}) below {_shown(root)}" + f"; left out: {reasons}" * bool(reasons)
-    )
+    where = f"in class folders ({suffixes}) below {_shown(root)}"
+    if with_domains:
+        where += ", which is read as DOMAIN/CLASS/*.png"
+    return RequestError(f"no images {where}" + f"; left out: {reasons}" * bool(reasons))
 
 
 # splits and domains

@@ -251,7 +251,7 @@ def _labels(
     """The labels of all files, of which `values` has those with rows; see `categories`."""
     filled = [shard.file for shard in shards if shard.num_rows]
     declared = declared_names([(shard.file, shard.schema) for shard in shards], column)
-    other = None if other_split is None else []
+    other: list[Values] | None = None if other_split is None else []
     for file in other_split or () if declared.names is None else ():
         if column in _opened(file).schema_arrow.names:
             other = [*(other or []), column_values(file, column, _columns(file, [column])[column])]

@@ -156,7 +156,10 @@ class DataAccess:
         exclude: Sequence[str] = (),
     ) -> tuple[Source, Source]:
         """Training and test images of the data directory; see `read_tree`."""
-        return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
+        try:
+            return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
+        except OSError as error:
+            raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def table(self, source: Source, on_bad_image: str) -> ImageTable:
         """The source, decoded."""
