@@ -135,6 +135,7 @@ class Adaptation(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bottleneck")
+        self.at_least(0, "trade_off")
 
     def reads(self) -> set[str]:
         return inputs_for(self.tune)

@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `clsim list | head` closes the pipe early; Python must not flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except MemoryError as error:
+        print(f"clsim: failed: there is not enough memory {_one_line(error)}".rstrip(), file=sys.stderr)
+        return FAILED
     except (RunFailed, OSError) as error:  # a full disk, a file that may not be read
         print(f"clsim: failed: {_one_line(error)}", file=sys.stderr)
         return FAILED
@@ -168,12 +171,10 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _pretrain(given: argparse.Namespace) -> int:
-    from clsim.field_values import check, split_field
+    from clsim.field_values import split_field
 
     fields = dict(map(split_field, given.fields))
-    threads = check(given.threads or "none", int | None, "threads")
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads must be at least 1, not {threads}")
+    threads = None if given.threads is None else OPTIONS["threads"].checker(given.threads, "threads")
     data_dir = given.data_dir or os.environ.get("CLSIM_DATA_DIR")
     from clsim import pretrain
 

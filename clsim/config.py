@@ -19,6 +19,8 @@ from clsim.field_values import check, field_types, make, resolved, split_field
 from clsim.named_parts import NamedPart, named_part, split, under_one_name
 from clsim.options import HASHED, NOT_COMPARED, OPTIONS, PATHS, flag
 
+LARGEST_FILE = 1 << 20  # bytes of a configuration
+
 __all__ = ["NOT_COMPARED", "OPTIONS", "PATHS", "RunConfig", "cache_dir", "check", "make", "plan"]
 
 
@@ -72,6 +74,14 @@ class RunConfig:
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
+    def identities(self) -> dict[str, str]:
+        """The plug-ins, e.g. ``strategy 'l2p'``, with the digests of their files' texts, as in the hash."""
+        made = [("strategy", self.strategy, self._strategy), ("scenario", self.scenario, self._scenario)]
+        made += [("part", each.name, each.made) for each in self._parts]
+        return {
+            f"{kind} {plugins.short_name(name)!r}": plugins.identity(name, type(plugin)) for kind, name, plugin in made
+        }
+
     def make_strategy(self) -> Any:
         """A new strategy with these fields. Raises RequestError if they do not fit it."""
         return copy.deepcopy(self._strategy)
@@ -118,10 +128,41 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
     @classmethod
-    def from_toml(cls, text: str) -> "RunConfig":
-        """The configuration that `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available."""
-        (config,) = _plan(_read_toml(text, "config.toml"), _Layer())
+    def from_toml(cls, text: str, directory: Path | None = None) -> "RunConfig":
+        """The configuration that `to_toml` wrote. Raises RequestError if one of its plug-ins is no longer available.
+
+        `directory`: of the run. Relative paths, which earlier versions wrote, are also looked for next to its parents.
+        """
+        layer = _read_toml(text, "config.toml")
+        if directory is not None:
+            for name in layer.options.keys() & {"scenario", "strategy", "weights", "with"}:
+                layer.options[name] = _found_near(layer.options[name], directory, is_file=name == "weights")
+        (config,) = _plan(layer, _Layer())
         return config
+
+
+def _found_near(value: Any, directory: Path, is_file: bool) -> Any:
+    """A relative path, or a plug-in's name that begins with one, with the nearest parent of `directory` that has it.
+
+    The run directory is usually inside the folder from which the run was started. `is_file`: it is the path of a file.
+    """
+    if isinstance(value, list | tuple):
+        return [_found_near(each, directory, is_file) for each in value]
+    path = (value if is_file else plugins.path_in(value)) if isinstance(value, str) else None
+    if path is not None and not Path(path).is_absolute():
+        for parent in directory.absolute().parents:
+            if (parent / path).is_file():
+                return f"{parent / path}{value[len(path) :]}"
+    return value
+
+
+def _absolute(name: str) -> str:
+    """A plug-in's name with the absolute path of its file: it must be found again from other directories."""
+    path = plugins.path_in(name)
+    if path is None:
+        return name
+    whole = str(Path(path).expanduser().absolute())
+    return name if re.search(r"[,\[\]]", whole) else f"{whole}{name[len(path) :]}"
 
 
 def _key(kind: plugins.Kind, name: str, values: Mapping[str, Any]) -> str:
@@ -172,6 +213,7 @@ class _Layer:
     scenario: dict[str, Any] = field(default_factory=dict)  # its fields
     every: dict[str, Any] = field(default_factory=dict)  # fields of every strategy that has them
     single: dict[str, dict[str, Any]] = field(default_factory=dict)  # strategy -> its own fields
+    python: bool = False  # whether the fields are keywords of a Python call
     flags: set[str] = field(default_factory=set)  # fields given as options: --lr 0.1
     origin: str = ""  # prefix of error messages
 
@@ -190,11 +232,36 @@ def plan(
     on the command line (``x``, ``l2p.x``, ``scenario.x``, ``--x``). `toml` is a file with the same structure. Loads the
     plug-ins to check values. Raises RequestError for everything that does not fit.
     """
-    pairs = fields if isinstance(fields, Mapping) else dict(map(split_field, fields))
+    pairs = fields if isinstance(fields, Mapping) else _pairs(fields)
     if toml is not None and not toml.is_file():
         raise RequestError(f"no file {toml} (--config)")
+    if toml is not None and toml.stat().st_size > LARGEST_FILE:
+        raise RequestError(f"{toml} (--config) is larger than {LARGEST_FILE >> 20} MB")
     file = _Layer() if toml is None else _read_toml(toml.read_text(encoding="utf-8", errors="replace"), str(toml))
-    return _plan(file, _command_line(options, pairs))
+    line = _command_line(options, pairs)
+    line.python = isinstance(fields, Mapping)
+    return _plan(file, line)
+
+
+def _pairs(fields: Sequence[str]) -> dict[str, str]:
+    """``name=value`` texts as a mapping. Raises RequestError if one has no value, or two have the same name."""
+    found: dict[str, str] = {}
+    for text in fields:
+        if "=" not in text and (kinds := plugins.kinds(text)):
+            option = {"strategies": "--strategy", "scenarios": "--scenario", "parts": "--with"}[kinds[0]]
+            raise RequestError(f"{text!r} is a {plugins.SINGULAR[kinds[0]]}: write {option} {text}")
+        if "=" not in text and text in registry.BUNDLED:
+            raise RequestError(f"{text!r} is a backbone: write --backbone {text}")
+        name, value = split_field(text)
+        other = next((each for each in found if _plain(each) == _plain(name)), name)
+        if found.setdefault(other, value) != value:
+            raise RequestError(f"{_plain(name)} is given twice: {other}={found[other]} and {name}={value}")
+    return found
+
+
+def _plain(name: str) -> str:
+    """A field's name without the hyphens of an option: ``--top-k`` -> ``top_k``."""
+    return name[2:].replace("-", "_") if name.startswith("--") else name
 
 
 def _command_line(options: Mapping[str, Any], pairs: Mapping[str, Any]) -> _Layer:
@@ -206,9 +273,13 @@ def _command_line(options: Mapping[str, Any], pairs: Mapping[str, Any]) -> _Laye
         if value is not None:
             (layer.every if OPTIONS[name].of_strategy else layer.options)[name] = value
     for name, value in pairs.items():
-        as_option = name.startswith("--")
-        prefix, _, key = (name[2:].replace("-", "_") if as_option else name).rpartition(".")
-        if as_option:
+        prefix, dot, key = _plain(name).rpartition(".")
+        if not key or (dot and not prefix):
+            raise RequestError(f"{name}={value} names no field: write x=1, STRATEGY.x=1 or scenario.x=1")
+        if not dot and layer.every.get(key, value) != value:
+            both = f"{flag(key)} {layer.every[key]} and {name}={value}"
+            raise RequestError(f"{key} is given twice: {both}")
+        if name.startswith("--"):
             layer.flags.add(key)
         table = (
             layer.scenario if prefix == "scenario" else layer.single.setdefault(prefix, {}) if prefix else layer.every
@@ -221,7 +292,9 @@ def _read_toml(text: str, origin: str) -> _Layer:
     """The layer of a TOML file."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise RequestError(f"{origin}: it has too many levels of lists or tables") from error
+    except ValueError as error:  # no TOML, or a number of too many digits
         raise RequestError(f"{origin}: {error}") from error
     layer = _Layer(origin=f"{origin}: ")
     for key, value in tree.items():
@@ -247,9 +320,9 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
         value = next((value for value in given if value is not None), OPTIONS[name].default)
         return OPTIONS[name].checker(value, name)
 
-    scenario, seeds, backbone = option("scenario"), option("seed"), option("backbone")
+    scenario, seeds, backbone = _absolute(option("scenario")), option("seed"), option("backbone")
     scenario_class = plugins.load("scenarios", scenario)
-    strategies = _strategies(option("strategy"))
+    strategies = _strategies([*map(_absolute, option("strategy"))])
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
     values, backbones = _presets(classes, option("preset"))
     # a file for several strategies may be run with only one of them
@@ -258,7 +331,7 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
             _assign(layer, classes, scenario_class, values, others)
         except RequestError as error:
             raise RequestError(f"{layer.origin}{error}") from error
-    parts = {each.text: each for each in map(named_part, split(option("with")))}
+    parts = {each.text: each for each in map(named_part, map(_absolute, split(option("with"))))}
     made: dict[str, Any] = dict(parts)
     streams = _streams(
         scenario, make(scenario_class, file.scenario | line.scenario, plugins.short_name(scenario)), made
@@ -336,7 +409,7 @@ def _assign(
             own = {flag(name) for cls in classes.values() for name in field_types(cls)}
             raise unknown("option", flag(key), {*map(flag, OPTIONS), *own})
         if not owners:
-            raise _homeless(key, value, list(classes.values()), scenario_class, ", ".join(classes))
+            raise _homeless(key, value, list(classes.values()), scenario_class, ", ".join(classes), layer.python)
         for name in owners:
             values[name][key] = value
     for prefix, table in layer.single.items():
@@ -348,11 +421,12 @@ def _assign(
 
 
 def _homeless(
-    key: str, value: Any, classes: Sequence[type[Any]], scenario_class: type[Any], names: str
+    key: str, value: Any, classes: Sequence[type[Any]], scenario_class: type[Any], names: str, python: bool
 ) -> RequestError:
     """The error for a bare field that no strategy has."""
     if key in field_types(scenario_class):
-        return RequestError(f"{key} is a field of the scenario: write scenario.{key}={value}")
+        written = f'**{{"scenario.{key}": {value!r}}}' if python else f"scenario.{key}={value}"
+        return RequestError(f"{key} is a field of the scenario: write {written}")
     if key.replace("-", "_") in OPTIONS:
         return RequestError(f"{key} is an option: write {flag(key)} {value}")
     own = sorted({name for cls in classes for name in field_types(cls)})

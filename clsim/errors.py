@@ -21,6 +21,6 @@ class RunFailed(RuntimeError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     """An error for an unknown name: it has the nearest known name and the list of names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return RequestError(f"no {kind} {name!r}{hint}; there are: {', '.join(names) or 'none'}")

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from clsim.errors import RequestError, unknown
 
 T = TypeVar("T")
+LONGEST = 100  # characters of a value in error messages
+LARGEST = 2**63 - 1  # of whole numbers: files, torch and NumPy hold no larger ones
 
 
 def split_field(text: str) -> tuple[str, str]:
@@ -29,11 +31,20 @@ def check(value: Any, annotation: Any, name: str) -> Any:
     """
     try:
         return _convert(value, annotation)
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         choices = _choices(annotation)
         if choices:
-            raise unknown(f"choice of {name}", str(value), choices) from error
-        raise RequestError(f"{name} must be {_expected(annotation)}, not {value!r}") from error
+            raise unknown(f"choice of {name}", _shown(value).strip("'"), choices) from error
+        raise RequestError(f"{name} must be {_expected(annotation)}, not {_shown(value)}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value as error messages show it: short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits, a list of too many levels
+        return f"a value of type {type(value).__name__} that is too large"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _convert(value: Any, annotation: Any) -> Any:
@@ -56,7 +67,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if annotation is bool:
         return _convert_bool(value)
     if annotation is int and isinstance(value, int | str) and not isinstance(value, bool):
-        return int(value)
+        return _convert_int(value)
     if annotation is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         if not math.isfinite(float(value)):
             raise ValueError
@@ -64,6 +75,13 @@ def _convert(value: Any, annotation: Any) -> Any:
     if annotation is str and isinstance(value, str):
         return value
     raise ValueError
+
+
+def _convert_int(value: int | str) -> int:
+    found = int(value)
+    if abs(found) > LARGEST:
+        raise ValueError
+    return found
 
 
 def _convert_bool(value: Any) -> bool:
@@ -114,8 +132,8 @@ def _expected(annotation: Any) -> str:
 
 def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     """A plug-in with values for some of its fields. Raises RequestError; its message begins with `name`."""
-    types = field_types(cls)
     try:
+        types = field_types(cls)
         for key in values:
             if key not in types:
                 raise unknown("field", key, types)
@@ -127,6 +145,9 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
         return cls(**{key: check(value, types[key], key) for key, value in values.items()})
     except ValueError as error:  # ranges are checked in __post_init__
         raise RequestError(f"{name}: {error}") from error
+    except (Exception, SystemExit) as error:  # any other mistake in a plug-in
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RequestError(f"{name}: __post_init__ of {cls.__name__} failed: {reason}") from error
 
 
 def _require_no_arguments(cls: type[Any]) -> None:
@@ -143,7 +164,11 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
     """The types of a dataclass's fields; empty for a class that is not a dataclass."""
     if not is_dataclass(cls):
         return {}
-    hints = get_type_hints(cls)
+    try:
+        hints = get_type_hints(cls)
+    except Exception as error:  # an annotation may be any expression
+        reason = f"{type(error).__name__}: {error}"
+        raise RequestError(f"{cls.__name__}: the type of one of its fields cannot be read: {reason}") from error
     return {each.name: hints[each.name] for each in fields(cls) if each.init}
 
 
@@ -161,4 +186,7 @@ def _required(cls: type[Any]) -> list[str]:
 
 def resolved(instance: Any) -> dict[str, Any]:
     """Every field of a plug-in with its value, converted to its type: a default of 0 for a float is 0.0."""
-    return {key: check(getattr(instance, key), kind, key) for key, kind in field_types(type(instance)).items()}
+    own = type(instance).__name__
+    return {
+        key: check(getattr(instance, key), kind, f"{own}.{key}") for key, kind in field_types(type(instance)).items()
+    }

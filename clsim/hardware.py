@@ -14,12 +14,14 @@ from clsim.errors import RequestError
 def settled(device: str, precision: str) -> tuple[str, str]:
     """Device and precision with "auto" replaced by the best that this machine has.
 
-    Raises RequestError for a CUDA device if torch finds none.
+    Raises RequestError for a CUDA or Apple device if torch finds none.
     """
     if device == "auto":
         device = best_device()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RequestError(f"--device {device}: torch finds no CUDA device on this machine")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("--device mps: torch finds no Apple GPU on this machine")
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
         precision = "bf16" if fast else "fp32"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from clsim import rng
+from clsim import checked, rng
 from clsim.backbones.load import Backbone
 from clsim.backbones.towers import Tower
 from clsim.data.streams import ExperienceInfo, StreamInfo
@@ -22,15 +22,19 @@ def build_learner(
 
     If the run computes in bfloat16, towers that stay frozen are kept in it, so nothing is cast at each step.
     """
+    checked.require_build(strategy, Strategy)
+    reads = checked.inputs(strategy)
     image = backbone.image
     image.pixels = replace(image.pixels, interpolation=strategy.interpolation)
     if not strategy.normalise:
         image.pixels = replace(image.pixels, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "initialisation"))
-        learner = strategy.build(backbone, info)
+        with checked.MemoryLimit(type(strategy).__name__):
+            learner = checked.module(strategy, strategy.build(backbone, info))
+    checked.watch_outputs(learner, info.num_classes)
     bank_tower = None
-    if "features" in strategy.reads():
+    if "features" in reads:
         bank_tower = image if _frozen(image) else copy.deepcopy(image).requires_grad_(False)
         bank_tower.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     for tower in backbone.towers():

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clsim import metrics, rng
+from clsim import checked, metrics, rng
 from clsim.backbones.features import working_seconds
 from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
-from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
 from clsim.learner import begin
@@ -219,7 +218,7 @@ class Loop:
         self._raise("before_forward", step)
         step.outputs = self.tools.outputs(step.batch)
         self._raise("after_forward", step)
-        step.loss = strategy.loss(step)
+        step.loss = checked.loss(strategy, strategy.loss(step))
         self._raise("before_backward", step)
         s.optimizer.zero_grad()
         step.loss.backward()
@@ -243,9 +242,7 @@ class Loop:
         wrong = torch.stack(losses).isfinite().logical_not().cpu().nonzero()[:, 0].tolist()
         if wrong:
             number = self.state.step - len(losses) + wrong[0]
-            raise RunFailed(
-                f"the loss is {losses[wrong[0]].item()} at step {number}; the last checkpoint is kept. Try a smaller lr"
-            )
+            raise checked.not_finite(self.strategy, losses[wrong[0]].item(), number)
 
     # evaluation
 

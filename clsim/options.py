@@ -31,6 +31,9 @@ class Option(NamedTuple):
     is_path: bool = False
 
 
+MOST_SEEDS = 10_000  # of one request
+MOST_THREADS = 1024  # torch crashes with far more
+
 # checkers
 
 
@@ -51,19 +54,46 @@ def at_least(low: int, annotation: Any) -> Checker:
     return checked
 
 
+def between(low: int, high: int, annotation: Any) -> Checker:
+    """A checker for numbers, or None, with a smallest and a largest value."""
+
+    def checked(value: Any, name: str) -> Any:
+        found = at_least(low, annotation)(value, name)
+        if found is not None and found > high:
+            raise RequestError(f"{name} must be at most {high}, not {found}")
+        return found
+
+    return checked
+
+
+def named(annotation: Any) -> Checker:
+    """A checker for names, which are never empty."""
+
+    def checked(value: Any, name: str) -> Any:
+        found = check(value, annotation, name)
+        if isinstance(found, str) and not found.strip():
+            raise RequestError(f"{name} must be a name, not an empty text")
+        return found
+
+    return checked
+
+
 def path(value: Any, name: str, file: bool = False) -> Path | None:
     """A path with ``~`` expanded, or None; with `file` it must be a file that exists."""
     if value is None:
         return None
-    found = Path(check(str(value) if isinstance(value, Path) else value, str, name)).expanduser()
+    text = check(str(value) if isinstance(value, Path) else value, str, name)
+    if not text or "\0" in text:
+        raise RequestError(f"{name} must be a path, not {text!r}")
+    found = Path(text).expanduser()
     if file and not found.is_file():
         raise RequestError(f"no {name} file {found}")
-    return found
+    return found.absolute() if file else found
 
 
 def data_dir(value: Any, name: str) -> Path | None:
     """A folder of data sets; CLSIM_DATA_DIR if none is given."""
-    return path(value or os.environ.get("CLSIM_DATA_DIR") or None, name)
+    return path(value if value is not None else os.environ.get("CLSIM_DATA_DIR") or None, name)
 
 
 def device(value: Any, name: str) -> str:
@@ -75,10 +105,10 @@ def device(value: Any, name: str) -> str:
 
 
 def seeds(value: Any, name: str) -> list[int]:
-    """``0,1,2``, ``0-4``, a list or a number -> seeds, each once."""
+    """``0,1,2``, ``0-4``, ``0..4``, a list or a number -> seeds, each once."""
     asked = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
     if isinstance(asked, str):
-        asked = re.sub(r"(?<![\d-])(\d+)-(\d+)(?![\d-])", _range, asked)
+        asked = re.sub(r"(?<![\d.-])(\d+)(?:-|\.\.)(\d+)(?![\d.-])", _range, asked)
     found = list(dict.fromkeys(check(asked, tuple[int, ...], name)))
     if not found or min(found) < 0:
         raise RequestError(f"{name} must be one or more whole numbers of at least 0, not {value!r}")
@@ -86,7 +116,9 @@ def seeds(value: Any, name: str) -> list[int]:
 
 
 def _range(ends: re.Match[str]) -> str:
-    """``0-2`` -> ``0,1,2``."""
+    """``0-2`` or ``0..2`` -> ``0,1,2``."""
+    if len(ends[1]) > 18 or len(ends[2]) > 18 or int(ends[2]) - int(ends[1]) >= MOST_SEEDS:
+        raise RequestError(f"{ends[0]} is more than {MOST_SEEDS} seeds")
     return ",".join(map(str, range(int(ends[1]), int(ends[2]) + 1)))
 
 
@@ -101,13 +133,13 @@ def names(value: Any, name: str) -> list[str]:
 OPTIONS: dict[str, Option] = {
     each.name: each
     for each in (
-        Option("scenario", "NAME", "stream to learn (default split_digits)", of_type(str), "split_digits"),
+        Option("scenario", "NAME", "stream to learn (default split_digits)", named(str), "split_digits"),
         Option("strategy", "A[,B...]", "methods (default l2p); FILE.py:CLASS for your own", names, "l2p"),
         Option(
             "backbone",
             "NAME",
             "pretrained transformer (default: one that comes with the package)",
-            of_type(str | None),
+            named(str | None),
             hashed=True,
         ),
         Option(
@@ -151,7 +183,15 @@ OPTIONS: dict[str, Option] = {
             compared=True,
             per_run=True,
         ),
-        Option("threads", "N", "CPU threads", at_least(1, int | None), hashed=True, compared=True, per_run=True),
+        Option(
+            "threads",
+            "N",
+            "CPU threads",
+            between(1, MOST_THREADS, int | None),
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
         Option(
             "image_size",
             "S",

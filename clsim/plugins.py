@@ -101,12 +101,21 @@ def describe(kind: Kind, name: str) -> Description:
         summary=doc.partition("\n")[0],
         doc=doc,
         fields=tuple(merged.values()),
-        presets=_literal(constants, "presets", own, {}),
+        presets=_presets(constants, own),
         short=tuple(_literal(constants, "short", own, ())),
         aliases=_literal(names, "aliases", own, {}),
         same_as=_literal(names, "same_as", own, ""),
         alias_of=place.alias_of,
     )
+
+
+def _presets(constants: dict[str, ast.expr], owner: Class) -> dict[str, dict[str, Any]]:
+    """The presets of a class. Raises RequestError unless they are a dict of dicts."""
+    found = _literal(constants, "presets", owner, {})
+    if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
+        example = '{"NAME": {"FIELD": VALUE}}'
+        raise RequestError(f"{owner.file.path}: presets of {owner.node.name} must be like {example}, not {found!r}")
+    return found
 
 
 def _literal(constants: dict[str, ast.expr], name: str, owner: Class, default: Any) -> Any:
@@ -132,7 +141,10 @@ def load(kind: Kind, name: str) -> type[Any]:
     described = describe(kind, name)
     try:
         module = import_module(place.module) if place.module else _import_file(place.path)
-    except Exception as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
     for file, imported in _texts(found).items():
@@ -153,6 +165,12 @@ def short_name(name: str) -> str:
 def is_file(name: str) -> bool:
     """Whether a name refers to a user's file and not to an installed plug-in."""
     return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def path_in(name: str) -> str | None:
+    """The path in the name of a user's plug-in, with or without fields after it; None for an installed one."""
+    found = re.match(r"(.*\.py):\w*", name)
+    return found[1] if found else None
 
 
 def identity(name: str, cls: type[Any]) -> str:
@@ -297,6 +315,6 @@ def _import_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -89,23 +89,58 @@ class Run:
             found[kind] = {name: _column([record.get(name) for record in records]) for name in names}
         return found
 
-    def predict(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.int64]:
-        """(N,3,H,W) uint8 images -> (N,) class ids, by the final learner, among all learned classes.
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names: class id c, and column c of `scores`, is `class_names[c]`. Raises RequestError."""
+        path = self.directory / "checkpoint" / "state.json"
+        try:
+            return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))["tree"]["info"]["class_names"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} is missing or broken: {error!r}") from error
 
+    def predict(
+        self, images: Any, task: int | ArrayLike | None = None, device: str = "cpu", batch_size: int = 64
+    ) -> NDArray[np.int64]:
+        """Images -> (N,) class ids, by the final learner, among all learned classes.
+
+        `images`: uint8 or float in [0, 1], (N,3,H,W) or (N,H,W,3), or one image with 3 axes or (grey) 2; arrays or
+        tensors on any device; Pillow images or paths; or a list of single images of any kind. Each is prepared by
+        itself, as the run's own table stores its images. Raises RequestError for anything else.
         `task`: index (from 0) of the experience; one number for all images, or (N,) numbers. Images are then classified
         among its classes. Raises RequestError if the protocol does not reveal the task.
+        `batch_size`: images that are prepared, and kept in memory, at once. It changes no prediction: the learner
+        always gets batches of 64 images, filled up if there are fewer, as in the run's evaluation.
         """
-        return np.asarray(self._predictor.predict(images, task), dtype=np.int64)
+        return np.asarray(self._predictor_on(device).predict(images, task, batch_size), dtype=np.int64)
 
-    def scores(self, images: ArrayLike, task: int | ArrayLike | None = None) -> NDArray[np.float32]:
-        """(N,3,H,W) uint8 images -> (N, num_classes) logits for all classes, learned or not; `task` as in `predict`."""
-        return np.asarray(self._predictor.scores(images, task), dtype=np.float32)
+    def scores(
+        self, images: Any, task: int | ArrayLike | None = None, device: str = "cpu", batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Images -> (N, num_classes) logits for all classes, learned or not; arguments as in `predict`.
+
+        Column c belongs to `class_names[c]`.
+        """
+        return np.asarray(self._predictor_on(device).scores(images, task, batch_size), dtype=np.float32)
 
     @cached_property
     def _predictor(self) -> Any:
         from clsim.prediction import Predictor  # late: it needs torch, and it imports this module
 
         return Predictor(self.directory)
+
+    def _predictor_on(self, device: str) -> Any:
+        """The final learner on a device, loaded once."""
+        if device == "cpu":
+            return self._predictor
+        if device not in self._predictors:
+            from clsim.prediction import Predictor
+
+            self._predictors[device] = Predictor(self.directory, device)
+        return self._predictors[device]
+
+    @cached_property
+    def _predictors(self) -> dict[str, Any]:
+        return {}
 
 
 def _column(values: list[Any]) -> NDArray[Any]:

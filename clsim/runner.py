@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checkpoint, config, plugins, provenance, snapshot, summary
+from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
@@ -24,7 +24,7 @@ from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation
-from clsim.errors import RequestError
+from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
@@ -115,7 +115,8 @@ class Shared:
         """The scenario's benchmark with images of at least `side` pixels."""
         key = json.dumps([wanted.scenario, wanted.scenario_fields, str(wanted.data_dir), side], sort_keys=True)
         if key not in self.benchmarks:
-            self.benchmarks[key] = scenario.build(DataAccess(wanted.data_dir, config.cache_dir(), side))
+            with checked.blamed({f"scenario {plugins.short_name(wanted.scenario)!r}": scenario}, RequestError):
+                self.benchmarks[key] = scenario.build(DataAccess(wanted.data_dir, config.cache_dir(), side))
         return self.benchmarks[key]
 
 
@@ -140,6 +141,9 @@ class Job:
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
         """Make strategy, backbone and benchmark. Raises RequestError if one is unavailable or does not fit."""
+        if wanted.data_dir is not None and not wanted.data_dir.is_dir():
+            why = " (it is a file)" if wanted.data_dir.exists() else ""
+            raise RequestError(f"no such data directory: {wanted.data_dir}{why}")
         device, precision = settled(wanted.device, wanted.precision)
         asked = replace(wanted, device=device, precision=precision)
         shared = shared or Shared([wanted])
@@ -178,7 +182,13 @@ class Job:
     def learner(self) -> tuple[nn.Module, Tower | None]:
         """A new learner and the bank's tower. Raises RequestError if backbone or stream do not fit the strategy."""
         device, bf16 = torch.device(self.config.device), self.config.precision == "bf16"
-        return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
+        with checked.blamed(self._named(), RequestError):
+            return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
+
+    def _named(self) -> dict[str, Any]:
+        """The plug-ins, as errors name them."""
+        named = {f"part {type(part).__name__}": part for part in self.parts}
+        return {f"strategy {plugins.short_name(self.config.strategy)!r}": self.strategy, **named}
 
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         self.code = self._code()
@@ -189,7 +199,8 @@ class Job:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
             loop, journal = self._loop(learner, bank_tower, shown, opened)
             reset_peak_memory()
-            loop.run()
+            with checked.blamed(self._named(), RunFailed):
+                loop.run()
             self._finish(loop, journal)
 
     def _code(self) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clsim.backbones.load import Backbone
     from clsim.data.streams import Experience, ExperienceInfo, StreamInfo
 
+MOST_EPOCHS = 1_000_000
+MOST_IMAGES = 1_000_000  # in a batch
 Mask = Literal["current", "seen", "all"]
 Schedule = Literal["constant", "cosine", "cosine_epochs"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -56,6 +58,11 @@ class Strategy(Part):
     def __post_init__(self) -> None:
         self.at_least(1, "epochs", "batch_size")
         self.at_least(0, "lr", "head_lr", "backbone_lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad")
+        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", MOST_IMAGES)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum}")
         if not 0 < self.crop_min <= 1:
             raise ValueError(f"crop_min must be above 0 and at most 1, not {self.crop_min}")
         if not 0 <= self.label_smoothing < 1:

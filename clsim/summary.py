@@ -125,6 +125,8 @@ def environment(config: RunConfig, benchmark: Benchmark, weights: str) -> dict[s
         "threads": torch.get_num_threads(),
         "precision": config.precision,
         "weights": weights,
+        "plugins": config.identities(),
+        "image_size": list(benchmark.test_table.images.shape[2:]),
         "tables": [benchmark.train_table.fingerprint, benchmark.test_table.fingerprint],
         "class_order": [list(experience.classes) for experience in benchmark.train_stream],
     }

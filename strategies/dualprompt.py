@@ -66,6 +66,7 @@ class DualPrompt(PromptPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "general_blocks", "expert_blocks")
+        self.at_least(0, "pull")
         for name in ("general_length", "expert_length"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even and at least 2, not {getattr(self, name)}")

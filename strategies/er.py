@@ -21,5 +21,9 @@ class Er(Finetune):
 
     same_as: ClassVar[str] = "finetune --with er,size=memory,per_class=per_class"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "memory")
+
     def parts(self) -> Sequence[Part]:
         return [Replay(self.memory, self.per_class)]

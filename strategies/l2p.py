@@ -125,6 +125,7 @@ class L2P(PromptPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "pool_size", "prompt_length", "top_k")
+        self.at_least(0, "pull")
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be selected from a pool of pool_size={self.pool_size}")
 

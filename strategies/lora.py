@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from clsim.backbones.towers import ALL, Block, Tower, TunerHooks
 from clsim.bases import TextTuner
-from clsim.errors import unknown
+from clsim.errors import RequestError, unknown
 
 PROJECTIONS = ("qkv", "proj", "fc1", "fc2")
 
@@ -60,4 +60,6 @@ class Lora(TextTuner):
                 raise unknown("projection", name, PROJECTIONS)
 
     def tune(self, tower: Tower) -> LowRank:
+        if self.rank > tower.width:
+            raise RequestError(f"rank={self.rank} is above the {tower.width} features of a token")
         return LowRank(tower.layers, self.rank, self.alpha, self.targets)

@@ -17,6 +17,7 @@ FLOORS = [
     {"cli"},
     {"pretrain", "runner", "avalanche"},
     {"prediction", "summary"},
+    {"given_images"},
     {"recorders", "snapshot"},
     {"loop", "compare", "results"},
     {"evaluation"},
@@ -29,7 +30,7 @@ FLOORS = [
     {"parts"},
     {"backbones"},
     {"data"},
-    {"hardware", "rundir"},
+    {"hardware", "rundir", "checked"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
     {"errors", "version"},
 ]

@@ -336,3 +336,75 @@ def test_closed_stdout_exits_quietly() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("momentum=5", "l2p: momentum must be at least 0 and below 1, not 5.0"),
+        ("momentum=-1", "l2p: momentum must be at least 0 and below 1, not -1.0"),
+        ("--strategy er memory=0", "er: memory must be at least 1, not 0"),
+        ("--strategy er memory=-1", "er: memory must be at least 1, not -1"),
+        ("--strategy mcc trade_off=-1", "mcc: trade_off must be at least 0, not -1.0"),
+        ("pull=-1", "l2p: pull must be at least 0, not -1.0"),
+        ("--strategy dualprompt pull=-1", "dualprompt: pull must be at least 0, not -1.0"),
+        (f"--epochs {10**30}", "l2p: epochs must be a whole number, not '1000000000000000000000000000000'"),
+        ("--epochs 10000000", "l2p: epochs must be at most 1000000, not 10000000"),
+        (f"--epochs {'9' * 5000}", "l2p: epochs must be a whole number, not '9999"),
+        (f"--with er:{10**30}", "size must be a whole number"),
+        ("--with er:0", "a rehearsal memory holds at least 1 image, not 0"),
+        (".lr=1", ".lr=1 names no field: write x=1, STRATEGY.x=1 or scenario.x=1"),
+        ("=1", "=1 names no field"),
+        ("l2p.=1", "l2p.=1 names no field"),
+        ("--backbone=", "backbone must be a name, not an empty text"),
+        ("--scenario=", "scenario must be a name, not an empty text"),
+        ("--out=", "out must be a path, not ''"),
+        ("--data-dir=", "data_dir must be a path, not ''"),
+        ("--preset nope", "no preset of l2p 'nope'"),
+        ("--threads 100000", "threads must be at most 1024, not 100000"),
+        (f"--threads {10**20}", "threads must be a whole number or none"),
+        ("l2p", "'l2p' is a strategy: write --strategy l2p"),
+        ("split_glyphs", "'split_glyphs' is a scenario: write --scenario split_glyphs"),
+        ("ewc", "'ewc' is a part: write --with ewc"),
+        ("vit_nano", "'vit_nano' is a backbone: write --backbone vit_nano"),
+        ("epochs=1 --epochs 2", "epochs is given twice: --epochs 2 and epochs=1"),
+        ("lr=1 --lr 2", "lr is given twice: lr=1 and --lr=2"),
+        ("lr=1 lr=2", "lr is given twice: lr=1 and lr=2"),
+        ("--seed 0-1000000000", "0-1000000000 is more than 10000 seeds"),
+        ("--seed 4..0", "seed must be one or more whole numbers"),
+    ],
+)
+def test_values_without_sense_are_refused_in_one_line(
+    request_: str, message: str, runner: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *request_.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and len(error) < 600
+    assert not runner.calls
+
+
+def test_the_same_value_may_be_given_twice(runner: Any) -> None:
+    assert cli.main(["run", "epochs=2", "--epochs", "2", "lr=0.5", "--lr", "0.5"]) == 0
+
+
+@pytest.mark.parametrize("written", ["0-4", "0..4", "0,1..3,4"])
+def test_a_range_of_seeds(written: str, runner: Any) -> None:
+    assert cli.main(["run", "--seed", written]) == 0
+    assert [each.seed for each in runner.calls[0][0]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("lr = " + "[" * 5000 + "]" * 5000, "too many levels"), ("# x\n" * 400_000, "is larger than 1 MB")],
+)
+def test_a_configuration_of_absurd_size_is_refused(
+    text: str, message: str, runner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large.toml").write_text(text)
+    assert cli.main(["run", "--config", str(tmp_path / "large.toml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_far_names_are_not_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "nothing"]) == 2
+    assert "did you mean" not in capsys.readouterr().err

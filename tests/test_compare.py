@@ -264,7 +264,9 @@ def test_what_a_loaded_run_offers(tmp_path: Path) -> None:
 
 def test_images_and_task_go_to_the_runs_predictor(tmp_path: Path) -> None:
     loaded = clsim.load(run(tmp_path))
-    fake = SimpleNamespace(predict=lambda images, task: [len(images), task], scores=lambda images, task: [[0.5, task]])
+    fake = SimpleNamespace(
+        predict=lambda images, task, size: [len(images), task], scores=lambda images, task, size: [[0.5, task]]
+    )
     loaded.__dict__["_predictor"] = fake  # as the cached property keeps it
     assert loaded.predict([7, 7, 7], 2).tolist() == [3, 2]
     assert loaded.scores([7], task=3).tolist() == [[0.5, 3.0]]

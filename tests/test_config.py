@@ -614,3 +614,27 @@ def test_an_edited_built_in_is_another_run(tmp_path: Path) -> None:
     assert found[0] == found[1] and len(set(found)) == 5
     (tmp_path / "clsim" / "loop.py").write_text("# clsim's own code has a digest of its own\n")
     assert hash_of() == found[-1]
+
+
+def test_a_field_of_the_scenario_is_named_as_python_writes_it() -> None:
+    with pytest.raises(RequestError, match=r"write \*\*\{\"scenario.train_per_class\": 5\}$"):
+        plan({}, {"train_per_class": 5})
+    with pytest.raises(RequestError, match=r"write scenario.train_per_class=5$"):
+        plan({}, ["train_per_class=5"])
+
+
+def test_data_and_devices_that_are_not_there_are_refused_before_a_run(tmp_path: Path) -> None:
+    from clsim import runner  # late: the tests above need no torch
+
+    (tmp_path / "file").write_text("")
+    for given, message in (
+        ({"data_dir": tmp_path / "nowhere"}, "no such data directory: .*nowhere$"),
+        ({"data_dir": tmp_path / "file"}, r"no such data directory: .*file \(it is a file\)$"),
+        ({"device": "mps"}, "--device mps: torch finds no Apple GPU"),
+        ({"strategy": "lora", "rank": 100_000, "backbone": "vit_nano"}, "rank=100000 is above the .* features"),
+    ):
+        if given.get("device") == "mps" and __import__("torch").backends.mps.is_available():
+            continue
+        with pytest.raises(RequestError, match=message):
+            runner.run(out=tmp_path / "runs", **{"scenario.train_per_class": 2}, **given)
+    assert not (tmp_path / "runs").exists()

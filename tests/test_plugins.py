@@ -3,13 +3,15 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import clsim
-from clsim import bases, plugins, provenance
+from clsim import bases, checked, config, plugins, provenance, runner
 from clsim.data.streams import Scenario
-from clsim.errors import RequestError
+from clsim.errors import RequestError, RunFailed
 from clsim.events import Part
 from clsim.strategy import Strategy
 
@@ -397,3 +399,129 @@ def test_a_name_for_choices_is_read_as_the_choices(tmp_path: Path) -> None:
     annotations = {field.name: field.annotation for field in plugins.describe("strategies", f"{file}:Toy").fields}
     assert annotations["kind"] == "Literal['a', 'b'] | None"
     assert (annotations["lr"], annotations["size"]) == ("Literal['c', 'd']", "Number")
+
+
+# what a plug-in does wrong is said in one line, with its name and its method
+
+BAD = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from clsim import Strategy
+
+
+class Learner(nn.Module):
+    def __init__(self, backbone, info):
+        super().__init__()
+        self.tower = backbone.image
+        self.head = nn.Linear(backbone.image.out_dim, info.num_classes)
+
+    def forward(self, batch):
+        logits = self.head(self.tower(batch.images))
+        return {returned}
+
+{before}
+@dataclass(kw_only=True)
+class Mine(Strategy):
+    {field}
+
+    def build(self, backbone, info):
+        {build}
+
+    {method}
+"""
+PLAIN = {"returned": "logits", "before": "", "field": "size: int = 1", "method": ""}
+PLAIN |= {"build": "return Learner(backbone, info)"}
+
+REQUESTS = {
+    "build is missing": ({"method": "build = Strategy.build"}, "Mine has no method build(self, backbone, info)"),
+    "build returns a dict": ({"build": "return {}"}, "Mine.build must return a torch.nn.Module that maps"),
+    "build fails": ({"build": "return {}['x']"}, "strategy 'mine': build failed (", "): KeyError: 'x'"),
+    "build ends the process": ({"build": "raise SystemExit(0)"}, "strategy 'mine': build failed (", "SystemExit: 0"),
+    "reads an unknown input": ({"method": "reads = lambda self: {'pixels'}"}, "Mine.reads must return", "{'pixels'}"),
+    "reads nothing": ({"method": "reads = lambda self: set()"}, 'Mine.reads must return {"images"}, {"features"}'),
+    "reads a list": ({"method": "reads = lambda self: ['images']"}, "or both, not ['images']"),
+    "__post_init__ fails": ({"method": "__post_init__ = lambda self: 1 / 0"}, "mine: __post_init__ of Mine failed"),
+    "an unknown annotation": ({"field": "size: Nope = 1"}, "Mine: the type of one of its fields", "'Nope'"),
+    "a type for no value": ({"field": "size: dict = field(default_factory=dict)"}, "Mine.size must be of type"),
+    "presets in a list": ({"field": "presets: ClassVar[Any] = ['a']"}, "presets of Mine must be like"),
+    "the import ends the process": ({"before": "raise SystemExit(0)"}, "cannot import strategy", "SystemExit: 0"),
+}
+RUNS = {
+    "a dict": (
+        {"returned": "{'logits': logits}"},
+        "Learner.forward must return (4, 6) floating-point logits",
+        "not dict",
+    ),
+    "too few columns": ({"returned": "logits[:, :4]"}, "not torch.float32 of shape (4, 4)"),
+    "too few rows": ({"returned": "logits[:2]"}, "not torch.float32 of shape (2, 6)"),
+    "whole numbers": ({"returned": "logits.long()"}, "not torch.int64 of shape (4, 6)"),
+    "forward fails": ({"returned": "logits[:, 77]"}, "strategy 'mine': forward failed (", "IndexError"),
+    "only in evaluation": (
+        {"returned": "logits if self.training else logits[:, 1:]"},
+        "not torch.float32 of shape (64, 5)",
+    ),
+    "no loss": ({"method": "loss = lambda self, s: None"}, "Mine.loss must return a scalar tensor, not NoneType"),
+    "a loss for each image": ({"method": "loss = lambda self, s: s.logits[:, 0]"}, "not torch.float32 of shape (4,)"),
+    "a constant loss": ({"method": "loss = lambda self, s: torch.zeros(())"}, "depends on no trained parameter"),
+    "NaN at once": (
+        {"method": "loss = lambda self, s: s.logits.mean() * float('nan')"},
+        "Mine: the loss is nan at step 0, before any update: check `loss`",
+    ),
+    "begin fails": ({"method": "begin = lambda self, learner, experience: 1 / 0"}, "strategy 'mine':", "ZeroDivision"),
+}
+
+
+def asked_for(changes: dict[str, str], folder: Path) -> config.RunConfig:
+    (folder / "mine.py").write_text(BAD.format(**PLAIN | changes))
+    (made,) = config.plan(
+        {
+            "scenario": f"{Path(__file__).with_name('toy.py')}:Toy",
+            "strategy": f"{folder / 'mine.py'}:Mine",
+            "backbone": "vit_nano",
+            "out": folder / "runs",
+            "precision": "fp32",
+            "epochs": 1,
+            "batch_size": 4,
+        },
+        [],
+    )
+    return made
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_wrong_plugin_is_a_mistake_in_the_request(case: str, tmp_path: Path) -> None:
+    changes, *messages = REQUESTS[case]
+    with pytest.raises(RequestError) as caught:
+        runner.run_all([asked_for(changes, tmp_path)], quiet=True)
+    assert [text for text in messages if text not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_plugin_that_goes_wrong_in_a_run_ends_it(case: str, tmp_path: Path) -> None:
+    changes, *messages = RUNS[case]
+    with pytest.raises(RunFailed) as caught:
+        runner.run_all([asked_for(changes, tmp_path)], quiet=True)
+    assert [text for text in messages if text not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_that_no_memory_holds_are_refused_with_their_size(plan: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"L2P would take [\d.]+ [TP]B of memory for its parameters .*this machine has"
+    ):
+        runner.run_all([plan("l2p", tmp_path, pool_size=10**12)], quiet=True)
+
+
+def test_the_memory_of_all_parameters_counts() -> None:
+    with checked.MemoryLimit("mine", 1000):
+        torch.empty(100)
+        torch.nn.Parameter(torch.zeros((10, 10)))
+        with pytest.raises(RequestError, match=r"mine would take 1.2 kB .* shape \(5, 20\)\), and .* 1 kB"):
+            torch.rand(size=(5, 20))
