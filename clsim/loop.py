@@ -16,6 +16,7 @@ from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
+from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
 from clsim.learner import begin
