@@ -32,6 +32,7 @@ COSTS = (
     "stored_bytes_per_experience",
     "memory_bytes",
     "seconds",
+    "bank_seconds",
     "images_per_second",
     "peak_memory_bytes",
 )
@@ -204,6 +205,7 @@ def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
         ("stored per experience", "stored_bytes_per_experience", "size"),
         ("memory kept", "memory_bytes", "size"),
         ("seconds", "seconds", "{:,.1f}"),
+        ("seconds of bank", "bank_seconds", "{:,.1f}"),
         ("training images/s", "images_per_second", "{:,.0f}"),
         ("peak memory", "peak_memory_bytes", "size"),
     ):

@@ -20,6 +20,7 @@ class Predicted:
     """A learner's predictions for n images."""
 
     classes: NDArray[np.int64]  # (n,)
+    finite: bool  # whether no logit among the allowed classes is NaN or infinite upwards
     tasks: NDArray[np.int64] | None  # (n,) detected experiences, if the method detects them
 
 
@@ -37,15 +38,17 @@ def predict(
     In each (count, batch) the first `count` images are real; the others only fill the batch.
     """
     classes = torch.tensor(allowed, device=device)
-    predicted, tasks = [], []
+    predicted, tasks, finite = [], [], torch.ones((), dtype=torch.bool, device=device)
     for count, batch in batches:
         with autocast():
             outputs = as_outputs(learner(batch.with_task(task)))
-        logits = outputs.logits.float()
-        predicted.append(classes[logits[:count, classes].argmax(dim=1)])
+        logits = outputs.logits[:count].float()[:, classes]
+        predicted.append(classes[logits.argmax(dim=1)])
+        finite = finite & (logits < torch.inf).all()  # false for NaN, too
         if outputs.task is not None:
             tasks.append(outputs.task[:count])
-    return Predicted(torch.cat(predicted).cpu().numpy(), torch.cat(tasks).cpu().numpy() if tasks else None)
+    found = torch.cat(tasks).cpu().numpy() if tasks else None
+    return Predicted(torch.cat(predicted).cpu().numpy(), bool(finite), found)
 
 
 def predict_rows(

@@ -148,6 +148,11 @@ class State:
         return _there(self.made_optimizer, "optimizer outside of training")
 
     @property
+    def before(self) -> bool:
+        """The old name of `has_baseline_row`, kept for users' strategies."""
+        return self.has_baseline_row
+
+    @property
     def progress(self) -> float:
         """The fraction of the experience's training that is done, from 0 to 1."""
         return (self.step - self.exp_first) / self.exp_steps if self.exp_steps else 0.0

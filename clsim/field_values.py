@@ -1,5 +1,6 @@
 """Values of fields: from the command line's text, TOML or Python to the type that a plug-in declares."""
 
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -137,6 +138,8 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
         for key in values:
             if key not in types:
                 raise unknown("field", key, types)
+        if not is_dataclass(cls):
+            _require_no_arguments(cls)
         for key in _required(cls):
             if key not in values:
                 raise RequestError(f"{key} has no default: give {key}=VALUE")
@@ -146,6 +149,16 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     except (Exception, SystemExit) as error:  # any other mistake in a plug-in
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RequestError(f"{name}: __post_init__ of {cls.__name__} failed: {reason}") from error
+
+
+def _require_no_arguments(cls: type[Any]) -> None:
+    """Raises RequestError for a class that is not a dataclass and cannot be made without arguments."""
+    try:
+        inspect.signature(cls).bind()
+    except TypeError as error:
+        raise RequestError(
+            f"{cls.__name__} cannot be made without arguments ({error}): make it a dataclass whose fields have defaults"
+        ) from error
 
 
 def field_types(cls: type[Any]) -> dict[str, Any]:

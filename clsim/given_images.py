@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from clsim.data.encoded import decoded
+from clsim.data.pixels import decoded
 from clsim.errors import RequestError
 
 CHANNELS = (1, 3)  # grey and RGB

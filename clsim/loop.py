@@ -4,16 +4,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clsim import checked, metrics, rng
+from clsim.backbones.features import working_seconds
 from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.data.transforms import Augmentation
+from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
 from clsim.learner import begin
@@ -55,7 +58,7 @@ class Loop:
         self.state.mask = self.strategy.mask
         self._losses: list[Tensor] = []  # of the updates since the last check
         self._saved_at = time.monotonic()
-        self._counted_at = time.perf_counter()
+        self._counted_at = working_seconds()
 
     @property
     def rules(self) -> Protocol:
@@ -66,7 +69,7 @@ class Loop:
         """Train on each remaining experience and evaluate after it. Raises RunFailed if the loss is not finite."""
         s = self.state
         experiences = self.strategy.experiences(self.benchmark.train_stream)
-        self._raise("before_training", s)
+        self._start()
         if not s.correct and self._has_baseline(len(experiences)):
             s.has_baseline_row = True
             self._evaluate(self.benchmark.test_stream)
@@ -81,6 +84,14 @@ class Loop:
             self._evaluate(columns)
             self._save()
         self._raise("after_training", s)
+
+    def _start(self) -> None:
+        """Call the handlers of before_training. A resumed run calls them again, but its journal has what they log."""
+        record = self.tools.record
+        if self.state.correct or self.state.step:
+            self.tools.record = lambda s, name, value: None
+        self._raise("before_training", self.state)
+        self.tools.record = record
 
     def _has_baseline(self, num_experiences: int) -> bool:
         """Whether accuracies before any training are meaningful."""
@@ -102,9 +113,7 @@ class Loop:
     def _learn(self, experience: Experience, single: bool) -> None:
         s, strategy = self.state, self.strategy
         s.current = experience
-        passes = strategy.epochs_for(experience.info)
-        if experience.ordered:
-            passes = min(passes, 1)
+        passes = self._passes(experience)
         if experience.boundary:
             s.seen = tuple(sorted({*s.seen, *experience.classes}))
         per_epoch = -(-len(experience.rows) // strategy.batch_size) if passes else 0
@@ -114,6 +123,14 @@ class Loop:
         if passes:
             self._epochs(experience, passes, per_epoch, single)
         self._end(experience, passes)
+
+    def _passes(self, experience: Experience) -> int:
+        """Passes over an experience: what the strategy asks for, at most one if its images arrive in order."""
+        passes = self.strategy.epochs_for(experience.info)
+        if not isinstance(passes, Integral) or passes < 0:
+            name = type(self.strategy).__name__
+            raise RunFailed(f"{name}.epochs_for must return a whole number of at least 0, not {passes!r}")
+        return min(passes, 1) if experience.ordered else int(passes)
 
     def _begin(self, experience: Experience, passes: int) -> None:
         """Prepare the learner, call the handlers, and make an optimizer over the parameters that now learn."""
@@ -129,23 +146,23 @@ class Loop:
     def _end(self, experience: Experience, passes: int) -> None:
         """Call `fit` if the strategy has one, then the handlers. The handlers' time is part of a method's cost."""
         s = self.state
-        began = time.perf_counter()
+        began = working_seconds()
         s.epoch = s.epoch_steps = 0
         if experience.boundary:
             if type(self.strategy).fit is not Strategy.fit:
                 s.learner.eval()
-                with torch.no_grad(), self.tools.autocast():
+                with torch.no_grad():  # and no autocast: sums over a whole experience need their digits
                     self.strategy.fit(s)
                 self.cost.images += 0 if passes else len(experience.rows)
             self._raise("after_training_exp", s)
         self.inside = False
-        self.cost.seconds_training += time.perf_counter() - began
+        self.cost.seconds_training += working_seconds() - began
 
     def _epochs(self, experience: Experience, passes: int, per_epoch: int, single: bool) -> None:
         s = self.state
         s.learner.train()
         while s.epoch < passes:
-            self._counted_at = time.perf_counter()
+            self._counted_at = working_seconds()
             if not s.epoch_steps:
                 self._raise("before_training_epoch", s)
                 # drop-out uses the global random state: set it, so that a resumed run draws the same numbers
@@ -186,7 +203,7 @@ class Loop:
 
     def _count_time(self) -> None:
         """Add the time since the last call, or since the epoch began, to the cost of training."""
-        now = time.perf_counter()
+        now = working_seconds()
         self.cost.seconds_training += now - self._counted_at
         self._counted_at = now
 
@@ -232,7 +249,8 @@ class Loop:
 
     def _evaluate(self, columns: Sequence[Experience]) -> None:
         """A row of counts, and the metrics so far."""
-        s, began = self.state, time.perf_counter()
+        s, began = self.state, working_seconds()
+        self._check_weights()
         self._raise("before_eval", s)
         s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         row, tasks = self._counts(columns, events=True)
@@ -242,7 +260,7 @@ class Loop:
             s.task_correct += [empty] * (len(s.correct) - 1 - len(s.task_correct))
             s.task_correct.append(tasks)
         s.metrics = self.measures().values
-        self.cost.seconds_evaluation += time.perf_counter() - began
+        self.cost.seconds_evaluation += working_seconds() - began
         self._raise("after_eval", s)
 
     def _evaluate_if_asked(self, images: int) -> None:
@@ -253,7 +271,7 @@ class Loop:
         every, done = self.eval_every, self.cost.images
         if every is None or done // every == (done - images) // every:
             return
-        s, began = self.state, time.perf_counter()
+        s, began = self.state, working_seconds()
         with torch.random.fork_rng(devices=[]):
             columns = self.rules.tested_after(
                 s.experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
@@ -262,7 +280,7 @@ class Loop:
         s.learner.train()
         s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         s.anytime.append({"images": self.cost.images, "step": s.step, "correct": row})
-        took = time.perf_counter() - began
+        took = working_seconds() - began
         self.cost.seconds_evaluation += took
         self.cost.seconds_training -= took  # it happened inside an epoch, whose time counts as training
         self._raise("after_anytime_eval", s)
@@ -279,6 +297,9 @@ class Loop:
             rows, loader, task = group.rows, self.test_loaders[group.table], group.columns[0].task_label
             counts_tasks = task is None and self.rules.counts_tasks and s.info.num_experiences > 1
             predicted = predict_rows(s.learner, loader, rows, group.classes, self.tools.autocast, task)
+            if not predicted.finite:
+                names = ", ".join(column.name for column in group.columns)
+                raise RunFailed(f"the logits are not finite on {names} {self._after()}; the last checkpoint is kept")
             for column in group.columns:
                 if events:
                     self._raise("before_eval_exp", s)
@@ -292,6 +313,21 @@ class Loop:
                 if events:
                     self._raise("after_eval_exp", s)
         return row, tasks if detected else None
+
+    def _check_weights(self) -> None:
+        """Raises RunFailed if a weight is not finite: a step may spoil weights while its own loss was fine."""
+        trained = {name: p for name, p in self.state.learner.named_parameters() if p.requires_grad}
+        if not trained:
+            return
+        finite = torch.stack([p.detach().isfinite().all() for p in trained.values()]).cpu().tolist()
+        wrong = [name for name, fine in zip(trained, finite, strict=True) if not fine]
+        if wrong:
+            raise RunFailed(f"{wrong[0]} is not finite {self._after()}; the last checkpoint is kept. Try a smaller lr")
+
+    def _after(self) -> str:
+        """Where the run is, for messages."""
+        s = self.state
+        return f"after experience {s.trained} (step {s.step})" if s.trained else f"at step {s.step}"
 
     def measures(self) -> metrics.Measures:
         """All measures of the protocol for the run so far."""

@@ -147,6 +147,9 @@ def load(kind: Kind, name: str) -> type[Any]:
     ) as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
+    for file, imported in _texts(found).items():
+        if imported != provenance.source(file):
+            raise RequestError(f"{file} was changed after it was imported: start Python again to use the new text")
     configured = {each.name for each in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
     for each in described.fields:
         if each.name not in configured:
@@ -175,11 +178,25 @@ def identity(name: str, cls: type[Any]) -> str:
 
     Left out are clsim's own root classes (they are in the digest of clsim's code) and classes of Python and torch.
     """
+    return f"{name.rpartition(':')[2]}@{provenance.digest(_texts(cls).values())}"
+
+
+def _texts(cls: type[Any]) -> dict[Path, str]:
+    """The files of a class and of its base classes, with the texts that were imported."""
     foreign = {*sys.stdlib_module_names, "torch", "numpy"}
     modules = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__ not in ROOTS)
-    files = [sys.modules[name].__file__ for name in modules if name.partition(".")[0] not in foreign]
-    texts = [provenance.source(Path(file)) for file in files if file is not None]
-    return f"{name.rpartition(':')[2]}@{provenance.digest(texts)}"
+    files = {name: sys.modules[name].__file__ for name in modules if name.partition(".")[0] not in foreign}
+    return {Path(file): _imported_text(name, Path(file)) for name, file in files.items() if file is not None}
+
+
+@cache
+def _imported_text(module: str, file: Path) -> str:
+    """The text of a module's file when it was first asked for, soon after the import.
+
+    A file may be edited while its process goes on (a sweep, a notebook). The class is still the one imported before, so
+    a hash of the new text would name a run that the new text did not make.
+    """
+    return provenance.source(file)
 
 
 # finding

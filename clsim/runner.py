@@ -136,6 +136,7 @@ class Job:
     benchmark: Benchmark
     backbone: Backbone
     weights: str = field(repr=False)  # fingerprint of the backbone
+    code: str = ""  # digest of the code that makes the run, set when it begins
 
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
@@ -190,9 +191,9 @@ class Job:
         return {f"strategy {plugins.short_name(self.config.strategy)!r}": self.strategy, **named}
 
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
-        self._warn_of_other_code()
+        self.code = self._code()
         (self.directory / "config.toml").write_text(self.config.to_toml())
-        about = summary.environment(self.config, self.benchmark, self.weights)
+        about = summary.environment(self.config, self.benchmark, self.weights) | {"code": self.code}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
@@ -202,15 +203,21 @@ class Job:
                 loop.run()
             self._finish(loop, journal)
 
-    def _warn_of_other_code(self) -> None:
-        """Warn if an unfinished run was started by other code: its two parts would come from different code."""
+    def _code(self) -> str:
+        """The digest of clsim's code, or ``OLD+NEW`` with a warning if this run was started by other code.
+
+        Such a run is made by neither of the two. Its text equals no digest, so readers are always told.
+        """
+        now = provenance.code_digest()
         with contextlib.suppress(OSError, ValueError):
-            begun = json.loads((self.directory / "env.json").read_text()).get("code")
-            if begun != provenance.code_digest() and (self.directory / "checkpoint" / "state.json").exists():
+            begun = json.loads((self.directory / "env.json").read_text()).get("code") or "unknown"
+            if begun != now and (self.directory / "checkpoint" / "state.json").exists():
                 print(
                     f"clsim: {self.directory} was started by other code of clsim; use --fresh to start it again",
                     file=sys.stderr,
                 )
+                return begun if begun.endswith(f"+{now}") else f"{begun}+{now}"
+        return now
 
     def _loop(
         self,
@@ -275,6 +282,7 @@ class Job:
             "backbone": self.config.backbone,
             "seed": self.config.seed,
             "config_hash": self.hash,
+            "code": self.code,
         }
         journal.end(measured.values, cost, _hyper_parameters(self.config))
         summary.write(self.directory, loop, summary.summary(loop, measured, cost, names))

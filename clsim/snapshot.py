@@ -61,6 +61,8 @@ def restore(loop: Loop, parts: Sequence[Part], saved: dict[str, Any]) -> None:
     s.seen = tuple(saved["seen"])
     for name in COPIED:
         setattr(s, name, saved[name])
+    learned = [e for e in strategy.experiences(loop.benchmark.train_stream) if e.index < s.trained]
+    s.current = learned[-1] if learned else None  # for handlers of after_training, if nothing is left to learn
     s.confusion = None if saved["confusion"] is None else saved["confusion"].numpy()
     loop.inside = saved["inside"]
     loop.cost = Cost(**saved["cost"])

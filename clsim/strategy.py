@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clsim.backbones.towers import Tower
+from clsim.errors import RequestError
 from clsim.events import Part, State, Step
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ class Strategy(Part):
         return self.epochs if self.has_gradients else 0
 
     def fit(self, s: State) -> None:
-        """Learn without gradients from `s.clean_batches()`; called after the epochs of an experience."""
+        """Learn without gradients, after the epochs of an experience, from `s.clean_batches()`.
+
+        It runs in float32, whatever the run's precision: only `s.forward` and `s.outputs` use that.
+        """
 
     def parts(self) -> Sequence[Part]:
         """Memories and regularisers that take part in training."""
@@ -186,6 +190,9 @@ class Strategy(Part):
                 of_head = not {"head", "heads"}.isdisjoint(name.split("."))
                 factor = self.backbone_lr if id(parameter) in inside else self.head_lr if of_head else 1.0
                 groups.setdefault(factor, []).append(parameter)
+        for name in ("head_lr", "backbone_lr"):
+            if getattr(self, name) != 1 and getattr(self, name) not in groups:
+                raise RequestError(f"{name}={getattr(self, name)} has no effect here: no such weights are trained")
         return [{"params": group, "lr": factor * self.learning_rate} for factor, group in groups.items()]
 
 

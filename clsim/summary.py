@@ -8,9 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clsim import checkpoint, provenance
+from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone
 from clsim.config import RunConfig
 from clsim.data.streams import Benchmark
@@ -41,15 +44,15 @@ def matrix(loop: Loop) -> dict[str, Any]:
 
 
 def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
-    """`names`: the run's scenario, strategy, backbone, seed and config_hash."""
+    """`names`: the run's scenario, strategy, backbone, seed, config_hash and code."""
     caveats = {f"caveat {i + 1}": text for i, text in enumerate(loop.strategy.caveats())}
     return {
         **names,
-        "code": provenance.code_digest(),
         "protocol": loop.rules.name,
         "metrics": measured.values,
         "task_accuracy": loop.task_accuracy(),
         "cost": cost,
+        "bank_seconds": bank_seconds(loop),
         "seconds": loop.cost.seconds_training + loop.cost.seconds_evaluation,
         "notes": measured.notes | caveats,
     }
@@ -61,7 +64,7 @@ def write(directory: Path, loop: Loop, described: dict[str, Any]) -> None:
     checkpoint.write_text(directory / "summary.json", json.dumps(described, indent=1))
 
 
-def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
+def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int | None]:
     """The run's costs: seconds, images of the stream per second, numbers of parameters, bytes.
 
     `stored_parameters` counts the learner's own tensors, without the frozen towers, which all learners share.
@@ -74,7 +77,7 @@ def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
     return {
         "seconds_training": spent.seconds_training,
         "seconds_evaluation": spent.seconds_evaluation,
-        "images_per_second": spent.images / max(spent.seconds_training, 1e-9),
+        "images_per_second": spent.images / max(spent.seconds_training, 1e-9) if loop.state.step else None,
         "trainable_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
         "stored_parameters": sum(t.numel() for t in kept),
         "backbone_parameters": sum(p.numel() for tower in backbone.towers() for p in tower.parameters()),
@@ -82,6 +85,27 @@ def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int]:
         "stored_bytes_per_experience": (sum(t.nbytes for t in kept) + memory) / loop.state.info.num_experiences,
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def bank_seconds(loop: Loop) -> float:
+    """Seconds that the frozen features took which this run reads, whichever run computed them; 0 if it reads none.
+
+    Every run that shares a bank reports the same, as if it were alone; `seconds` has none of it.
+    """
+    wanted: dict[Path, tuple[FeatureBank, list[NDArray[np.int64]]]] = {}
+
+    def reads(banks: Sequence[object], rows: Sequence[NDArray[np.int64]]) -> None:
+        for bank in banks:
+            if isinstance(bank, FeatureBank):
+                wanted.setdefault(bank.folder, (bank, []))[1].extend(rows)
+
+    loader = loop.train_loader
+    for learned in loop.benchmark.train_stream:
+        reads(loader.views or [loader.bank], [learned.rows])
+        reads([loader.bank], [learned.rows] if learned.unlabelled is None else [learned.rows, learned.unlabelled])
+    for tested in loop.benchmark.test_stream:
+        reads([loop.test_loaders[tested.table.fingerprint].bank], [tested.rows])
+    return sum(bank.seconds(np.concatenate(rows)) for bank, rows in wanted.values())
 
 
 def environment(config: RunConfig, benchmark: Benchmark, weights: str) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class DigitDomains(DomainScenario):
     def build(self, data: DataAccess) -> Benchmark:
         """The images in the stream of `protocol`."""
         own = dict(zip(("train", "test"), digits(), strict=True))
-        train, test = (data.table(self._joined(data, split, own[split]), self.on_bad_image) for split in own)
+        train, test = (
+            data.table(self._joined(data, split, own[split]), self.on_bad_image, one_size=True) for split in own
+        )
         return domain_benchmark(self, train, test, flip=False)
 
     def _joined(self, data: DataAccess, split: str, own: ImageTable) -> Source:

@@ -34,7 +34,9 @@ class FiveDatasets(Scenario):
 
     def build(self, data: DataAccess) -> Benchmark:
         """One experience for each set; images of all sets are resized to one size."""
-        train, test = (data.table(self._joined(data, split), self.on_bad_image) for split in ("train", "test"))
+        train, test = (
+            data.table(self._joined(data, split), self.on_bad_image, one_size=True) for split in ("train", "test")
+        )
         # "mnist 3" belongs to the set whose position `owner` holds
         owner = np.array([self.sets.index(name.split(" ")[0]) for name in train.class_names])
         groups = [np.flatnonzero(owner == i).tolist() for i in range(len(self.sets))]

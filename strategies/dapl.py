@@ -122,5 +122,7 @@ class Dapl(TextPrompts):
         """(B,2K) logits, (B,) classes -> (B,) cross-entropies with the right prompt in that domain's block."""
         classes = logits.shape[1] // 2
         if self.domain_contrast == "both":
-            return cross_entropy(logits, labels + block * classes, reduction="none")
-        return cross_entropy(logits.chunk(2, dim=1)[block], labels, reduction="none")
+            chosen, right = logits, labels + block * classes
+        else:
+            chosen, right = logits.chunk(2, dim=1)[block], labels
+        return cross_entropy(chosen, right, reduction="none", label_smoothing=self.label_smoothing)

@@ -112,6 +112,13 @@ def test_dapl_spans_the_prompts_of_both_domains_or_of_one():
         assert strategy.loss(step).item() == pytest.approx(-math.log(share), rel=1e-6)
 
 
+def test_dapl_smooths_labels_over_the_prompts_in_its_softmax():
+    logits = [math.log(1.0), math.log(2.0), math.log(5.0), math.log(2.0)]
+    strategy, step, _ = dapl_step([logits], None, None, label_smoothing=0.2)
+    right, every = -math.log(0.1), -math.log(0.1 * 0.2 * 0.5 * 0.2) / 4
+    assert strategy.loss(step).item() == pytest.approx(0.8 * right + 0.2 * every, rel=1e-6)
+
+
 def test_dapl_learns_sure_pseudo_labels_in_the_targets_block():
     sure, unsure = [0.0, math.log(3.0)], [0.0, 0.0]
     on_target = [[0.0, 0.0, 0.0, math.log(2.0)], [9.0, 0.0, 0.0, 0.0]]

@@ -415,7 +415,9 @@ def test_hash_covers_what_can_change_a_result(toys: dict[str, str], tmp_path: Pa
     digests = [each.hash("weights", "data") for each in other] + [first.hash("other", "data"), first.hash("weights")]
     assert len({digest, *digests}) == len(digests) + 1
     (tmp_path / "one.py").write_text((tmp_path / "one.py").read_text() + "\n# other code\n")
-    assert first.hash("weights", "data") != digest
+    assert first.hash("weights", "data") == digest, "its strategy was made by the text before the change"
+    edited = replace(config_of(toys), device="cpu", precision="fp32", threads=2)
+    assert edited.hash("weights", "data") != digest
 
 
 def test_directory_is_safe_for_a_path(toys: dict[str, str]) -> None:
@@ -519,7 +521,11 @@ def test_a_users_part_has_fields_too(tmp_path: Path) -> None:
     assert again == found and again.hash() == found.hash()
     before = found.hash()
     file.write_text(text + "# changed\n")
-    assert found.hash() != before
+    assert found.hash() == before, "its part was made by the text before the change"
+    assert config_with(f"{file}:Mine,weight=2,names=[a,b],er:5,{file}:Plain").hash() != before
+    file.write_text(text + "\n\nclass Other(Part):\n    def __init__(self, size):\n        pass\n")
+    with pytest.raises(RequestError, match="Other cannot be made without arguments .*'size'.*: make it a dataclass"):
+        config_with(f"{file}:Other")
     with pytest.raises(RequestError, match="no field 'wieght' .did you mean 'weight'"):
         config_with(f"{file}:Mine,wieght=2")
     with pytest.raises(RequestError, match="has a comma or a bracket"):

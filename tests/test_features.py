@@ -138,3 +138,33 @@ def test_views_are_augmented_images_of_their_own(tower, table, tmp_path):
     at_once.fill(np.arange(len(table)))
     first.fill(np.arange(len(table))[::-1])
     assert contents(at_once) == contents(first), "whatever the order"
+
+
+def test_a_row_is_the_same_bits_inside_autocast(tower, table, tmp_path):
+    outside, inside = FeatureBank(tower, table, CPU, tmp_path / "a"), FeatureBank(tower, table, CPU, tmp_path / "b")
+    outside.fill(np.arange(len(table)))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.fill(np.arange(len(table)))
+    assert contents(inside) == contents(outside)
+
+
+def test_another_number_of_threads_has_a_bank_of_its_own(tower, table, tmp_path):
+    before = torch.get_num_threads()
+    one = FeatureBank(tower, table, CPU, tmp_path).folder
+    torch.set_num_threads(before + 1)
+    try:
+        assert FeatureBank(tower, table, CPU, tmp_path).folder != one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_seconds_of_rows_are_those_of_their_blocks_whoever_computed_them(tower, table, tmp_path, monkeypatch):
+    ticks = iter([0.0, 1.0, 10.0, 12.0, 100.0, 104.0])
+    spent = FeatureBank.spent
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "perf_counter", lambda: next(ticks))
+        FeatureBank(tower, table, CPU, tmp_path).fill(np.array([0, BLOCK, 3 * BLOCK]))
+    assert FeatureBank.spent - spent == 7.0
+    again = FeatureBank(tower, table, CPU, tmp_path)
+    assert again.seconds(np.array([1, 2, 3 * BLOCK])) == 5.0
+    assert again.seconds(np.arange(len(table))) == 7.0, "a block that was never filled took nothing"

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from clsim import checkpoint
-from clsim.errors import RequestError
+from clsim.errors import RequestError, RunFailed
+from clsim.events import Step
 from clsim.learner import begin
+from clsim.parts.ewc import Ewc
 from clsim.results import load
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -127,3 +129,70 @@ def test_what_learns_is_chosen_in_begin_and_resuming_says_so_where_it_was_not(tm
     broken_off(1, lambda: finished(name, tmp_path, checkpoint_minutes=0))
     with pytest.raises(RequestError, match=r"chosen in `begin`.*--fresh"):
         finished(name, tmp_path, checkpoint_minutes=0)
+
+
+WIDER = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from clsim.strategy import Mask, Strategy
+
+class Net(nn.Module):
+    def __init__(self, tower, classes):
+        super().__init__()
+        self.tower, self.classes, self.head = tower, classes, nn.Linear(tower.out_dim, 1)
+
+    def forward(self, batch):
+        logits = self.head(self.tower(batch.images))
+        return nn.functional.pad(logits, (0, self.classes - logits.shape[1]))
+
+@dataclass(kw_only=True)
+class Wider(Strategy):
+    """Replaces its head by a larger one with the same name."""
+
+    mask: Mask = "all"
+    step: int = 2  # outputs more in each experience
+
+    def build(self, backbone, info):
+        return Net(backbone.image, info.num_classes)
+
+    def begin(self, learner, experience):
+        old, size = learner.head, (2 + self.step * experience.index)
+        learner.head = nn.Linear(old.in_features, size)
+        with torch.no_grad():
+            learner.head.weight[: len(old.weight)] = old.weight[:size]
+            learner.head.bias[: len(old.bias)] = old.bias[:size]
+'''
+
+
+def test_parts_take_a_head_that_is_replaced_by_a_larger_one(tmp_path, broken_off, finished, same_run):
+    (tmp_path / "wider.py").write_text(WIDER)
+
+    def work(out):
+        options = {"with": "ewc:10,lwf:1,der:0.5:0.5:6,er:6", "checkpoint_minutes": 0}
+        return finished(f"{tmp_path}/wider.py:Wider", tmp_path / out, {"order_seed": -1}, **options)
+
+    whole = work("whole")
+    ewc = checkpoint.load(whole.directory / "checkpoint")["parts"][0]
+    assert ewc["fisher"]["head.weight"].shape == ewc["anchor"]["head.weight"].shape == (6, 32)
+    assert broken_off(9, lambda: work("parted"))["inside"], "the old head's Fisher information meets the larger head"
+    same_run(work("parted"), whole)
+
+
+def test_ewc_holds_the_old_entries_of_a_weight_that_has_grown_and_no_new_ones(make_loop):
+    loop = make_loop()
+    head = loop.state.learner.head
+    ewc = Ewc(strength=2.0)
+    ewc.fisher, ewc.anchor = {"head.bias": torch.tensor([3.0, 1.0])}, {"head.bias": head.bias.detach()[:2] - 2.0}
+    step = Step(loop.state, loop.benchmark.train_stream[0].rows[:1])
+    step.loss = torch.tensor(1.0)
+    ewc.before_backward(step)
+    assert step.loss.item() == pytest.approx(1 + 2 / 2 * (3 * 2**2 + 1 * 2**2))
+
+
+def test_ewc_says_which_weight_has_shrunk(tmp_path, finished):
+    (tmp_path / "wider.py").write_text(WIDER)
+    with pytest.raises(RunFailed, match=r"ewc: head.weight was \(2, 32\) after an earlier experience and is \(1, 32\)"):
+        finished(f"{tmp_path}/wider.py:Wider", tmp_path, **{"with": "ewc:10", "step": -1})

@@ -187,6 +187,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_loop):
         make_loop(parts=[Spoil()]).run()
 
 
+@pytest.mark.parametrize("passes", [-1, None, 1.5])
+def test_a_wrong_number_of_epochs_stops_the_run_and_says_whose_it_is(make_loop, passes):
+    loop = make_loop()
+    loop.strategy.epochs_for = lambda experience: passes
+    with pytest.raises(RunFailed, match=f"Linear.epochs_for must return a whole number of at least 0, not {passes}"):
+        loop.run()
+
+
 class Rates(Part):
     """Writes down the rates of the optimizer's groups at every update."""
 
@@ -360,3 +368,51 @@ def test_what_needs_boundaries_is_refused_by_name_on_a_stream_without(name, fiel
     with pytest.raises(RequestError, match=f"{named} must know where an experience begins and ends"):
         prepare(name, tmp_path, ENDLESS, **fields)
     assert prepare(name, tmp_path, **fields).strategy is not None
+
+
+def test_closed_forms_run_in_float32_in_a_bfloat16_run(make_loop):
+    found = []
+
+    @dataclass(kw_only=True)
+    class Product(Linear):
+        def epochs_for(self, experience):
+            return 0
+
+        def fit(self, s):
+            found.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+    loop = make_loop(precision="bf16")
+    loop.strategy = Product()
+    loop.run()
+    assert set(found) == {torch.float32}
+
+
+def test_a_step_that_spoils_the_weights_ends_the_run(make_loop):
+    class Spoil(Part):
+        def after_update(self, s):
+            if s.step == 3:  # the last step of the experience: no loss is computed afterwards
+                with torch.no_grad():
+                    s.learner.head.weight[0, 0] = float("nan")
+
+    loop = make_loop(epochs=1)
+    loop.parts = [Spoil()]
+    with pytest.raises(RunFailed, match=r"head\.weight is not finite after experience 1 \(step 3\)"):
+        loop.run()
+
+
+def test_logits_that_are_no_numbers_are_no_result(make_loop):
+    class Spoil(Part):
+        def before_eval(self, s):
+            if s.trained == 2:
+                s.learner.head.register_forward_hook(lambda module, given, out: out * float("nan"))
+
+    loop = make_loop(epochs=1)
+    loop.parts = [Spoil()]
+    with pytest.raises(RunFailed, match=r"the logits are not finite on .* after experience 2"):
+        loop.run()
+    assert len(loop.state.correct) == 1, "no row of counts is made of them"
+
+
+def test_a_rate_of_weights_that_do_not_learn_is_refused(make_loop):
+    with pytest.raises(RequestError, match=r"backbone_lr=0\.1 has no effect here"):
+        make_loop(backbone_lr=0.1).run()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clsim
-from clsim import checked, config, plugins, runner
+from clsim import bases, checked, config, plugins, provenance, runner
 from clsim.data.streams import Scenario
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part
@@ -295,17 +295,33 @@ def test_identity_covers_the_files_of_the_whole_lineage(tmp_path: Path, monkeypa
     found = {first}
     for file in ("mine.py", "clsim_base.py", "clsim_mixin.py"):
         (tmp_path / file).write_text((tmp_path / file).read_text() + "\n# changed\n")
-        found.add(plugins.identity(name, cls))
+        for module in [each for each in sys.modules if each.startswith(("clsim_base", "clsim_mixin", "clsim_file_"))]:
+            del sys.modules[module]  # as in a new process
+        plugins._imported_text.cache_clear()
+        found.add(plugins.identity(name, plugins.load("strategies", name)))
     assert len(found) == 4
 
 
+def test_a_base_class_edited_after_its_import_is_refused_and_does_not_change_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "clsim_edited_base.py"
+    base.write_text("from clsim import Strategy\n\n\nclass Base(Strategy):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text("from clsim_edited_base import Base\n\n\nclass Mine(Base):\n    pass\n")
+    name = f"{tmp_path}/mine.py:Mine"
+    cls = plugins.load("strategies", name)
+    first = plugins.identity(name, cls)
+    base.write_text(base.read_text() + "\n# changed\n")
+    assert plugins.identity(name, cls) == first, "this class was made by the text before the change"
+    with pytest.raises(RequestError, match="clsim_edited_base.py was changed after it was imported: start Python"):
+        plugins.load("strategies", name)
+
+
 def test_identity_of_a_built_in_covers_its_family_and_not_the_roots() -> None:
-    cls = plugins.load("strategies", "lora")
-    read: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clsim.provenance.source", lambda path: read.append(path.name) or "")
-        assert plugins.identity("lora", cls).startswith("lora@")
-    assert read == ["lora.py", "bases.py"]
+    files = [plugins.describe("strategies", "lora").path, Path(bases.__file__)]
+    texts = [provenance.source(file) for file in files]
+    assert plugins.identity("lora", plugins.load("strategies", "lora")) == f"lora@{provenance.digest(texts)}"
 
 
 # parts

@@ -1,6 +1,8 @@
 """Readers: Parquet files and class folders to encoded images with labels, and their errors."""
 
+import json
 import shutil
+import tracemalloc
 
 import huggingface_hub
 import numpy as np
@@ -9,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsim.data import readers
-from clsim.data.readers import Hub, Source, held_out, parquet_files, read_folder, read_parquet, subfolders
+from clsim.data.folders import read_folder, subfolders
+from clsim.data.readers import Hub, Source, held_out, parquet_files, read_parquet
+from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
 
 HUB = Hub("someone/letters", "0123abc", "small")
@@ -99,7 +103,7 @@ def test_labels_out_of_range(tmp_path, write_parquet, labels):
 
 def test_labels_with_gaps(tmp_path, write_parquet):
     file = write_parquet(tmp_path / "a.parquet", pictures(2), [1, None])
-    with pytest.raises(RequestError, match="whole numbers or strings without gaps, not int64"):
+    with pytest.raises(RequestError, match=r"a\.parquet: column 'label' has no value in 1 of 2 rows, first in row 1"):
         read_parquet([file], "image", "label")
 
 
@@ -290,3 +294,217 @@ def test_a_row_group_as_large_as_its_file_is_read_in_parts(tmp_path):
         assert source.read(i) == item
         most = max(most, pa.total_allocated_bytes() - before)
     assert 0 < most < 16 << 20, "a page, which Arrow writes with 1024 rows at least, is 4 MB"
+
+
+# Parquet files as people have them
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write(file, labels=(0, 1), images=None, metadata=None):
+    """A file with a column `image` (distinct bytes, if none are given) and a column `label`."""
+    labels = labels if isinstance(labels, pa.Array) else pa.array(list(labels))
+    images = [{"bytes": bytes([i]), "path": None} for i in range(len(labels))] if images is None else images
+    table = pa.table({"image": images if isinstance(images, pa.Array) else pa.array(images, IMAGE), "label": labels})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table if metadata is None else table.replace_schema_metadata({"huggingface": metadata}), file)
+    return file
+
+
+def read(tmp_path, split="train"):
+    return DataAccess(tmp_path, tmp_path / "cache", 8).parquet("set", split, "image", "label")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "is missing in .*set: number 00001-of-00003 .2 of 3 are"),
+        (["train-00000-of-00002"], "is missing in .*set: number 00001-of-00002"),
+        (["train-0", "train-2"], "is missing in .*set: number 1 .2 of 3"),
+        (
+            ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
+            "has two sets of files of the split",
+        ),
+        (
+            ["train-00000-of-00001-0123456789abcdef", "train-00000-of-00001"],
+            "has two sets of files of the split 'train'",
+        ),
+        (["train", "train-0"], "two sets of files .*: train-0.parquet and train.parquet; keep one"),
+        (
+            ["train_clean", "train_noisy"],
+            "several files that may be the split 'train': train_clean.parquet, train_noisy",
+        ),
+    ],
+)
+def test_files_of_a_split_are_complete_and_of_one_set(tmp_path, files, message):
+    for name in files:
+        write(tmp_path / "set" / f"{name}.parquet")
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path)
+
+
+def test_a_file_with_a_longer_name_does_not_join_a_split(tmp_path):
+    for name in ("train-00000-of-00002-0123456789abcdef", "train-00001-of-00002-fedcba9876543210", "test"):
+        write(tmp_path / "set" / f"{name}.parquet")
+    noisy = write(tmp_path / "set" / "train_noisy_labels.parquet", [5, 5])
+    found = read(tmp_path).found
+    assert (found.split, found.images, dict(found.classes)) == ("train", 4, {"0": 2, "1": 2})
+    assert found.left_out == {"not a file of the split 'train'": (str(noisy),)}
+    assert read(tmp_path, "test").found.left_out == {}
+    alone = write(tmp_path / "alone" / "train_noisy_labels.parquet")
+    assert parquet_files(tmp_path, "alone", "train") == [alone]
+
+
+def test_files_that_are_no_parquet_are_named(tmp_path):
+    good = write(tmp_path / "set" / "train-0.parquet").read_bytes()
+    for content in (good[:-20], good[: len(good) // 2], b"PAR1", b"label,image\n", b""):
+        (tmp_path / "set" / "train-1.parquet").write_bytes(content)
+        with pytest.raises(
+            RequestError, match=r"train-1.parquet (is empty|cannot be read as Parquet; it is trunc)"
+        ) as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "set" / "train-1.parquet").unlink()
+    (tmp_path / "set" / "train-1.parquet").mkdir()
+    with pytest.raises(RequestError, match="train-1.parquet is not a file"):
+        read(tmp_path)
+
+
+def test_damage_inside_of_a_file_is_found_and_named(tmp_path):
+    file = tmp_path / "set" / "train.parquet"
+    write(file, [0] * 500, [{"bytes": bytes(range(256)), "path": None}] * 500)
+    good, silent = file.read_bytes(), 0
+    for place in range(4, len(good), len(good) // 60):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) * 8 + good[place + 8 :])
+        try:
+            source = read(tmp_path)
+            for i in range(len(source.labels)):
+                source.read(i)
+            silent += 1  # Arrow cannot notice all damage; it must only not end in another error
+        except RequestError as error:
+            assert "train.parquet" in str(error)
+    assert silent < 60
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (pa.array(["0", "1"]), "train-1.parquet: column 'label' has text, but whole numbers in train-0.parquet"),
+        (
+            pa.array([0.0, 1.0]),
+            "train-1.parquet: column 'label' has labels of type double; labels are whole numbers or",
+        ),
+        (pa.array([True, False]), "train-1.parquet: column 'label' has labels of type bool"),
+        (pa.array([0, None]), "train-1.parquet: column 'label' has no value in 1 of 2 rows, first in row 1"),
+        (pa.array([0, -1]), "column 'label' has the label -1; labels below 0 usually mean images without labels"),
+        (pa.array([0, 2**64 - 1], pa.uint64()), "column 'label' has a number that is too large"),
+    ],
+)
+def test_labels_that_are_none_are_refused_with_file_and_column(tmp_path, second, message):
+    write(tmp_path / "set" / "train-0.parquet")
+    write(tmp_path / "set" / "train-1.parquet", second)
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path)
+
+
+def test_a_file_with_other_columns_is_named(tmp_path):
+    write(tmp_path / "set" / "train-0.parquet")
+    pq.write_table(pa.table({"picture": [b"a"], "label": [0]}), tmp_path / "set" / "train-1.parquet")
+    with pytest.raises(RequestError, match=r"train-1.parquet has no column 'image'; it has: picture, label"):
+        read(tmp_path)
+
+
+def test_numbers_of_any_width_and_dictionaries_join(tmp_path):
+    write(tmp_path / "set" / "train-0.parquet", pa.array([0, 1], pa.int64()))
+    write(tmp_path / "set" / "train-1.parquet", pa.array([], pa.int64()))
+    write(tmp_path / "set" / "train-2.parquet", pa.array([1, 2], pa.int32()).dictionary_encode())
+    write(tmp_path / "set" / "train-3.parquet", pa.array([3, 0], pa.uint64()))
+    source = read(tmp_path)
+    assert source.labels.tolist() == [0, 1, 1, 2, 3, 0] and source.class_names == ("0", "1", "2", "3")
+    assert [source.read(i) for i in range(6)] == [b"\0", b"\1"] * 3
+    for i, kind in enumerate((pa.string(), pa.large_string())):
+        write(tmp_path / "text" / f"train-{i}.parquet", pa.array(["cat", "ant"], kind).dictionary_encode())
+    write(tmp_path / "text" / "train-2.parquet", ["bee", "cafe\u0301", "caf\u00e9"])
+    text = DataAccess(tmp_path, tmp_path, 8).parquet("text", "train", "image", "label")
+    assert text.class_names == ("ant", "bee", "caf\u00e9", "cat") and text.labels.tolist() == [3, 0, 3, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [0, 2, 5], [10**9, 10**9 + 7, 4 * 10**9]])
+def test_labels_from_1_with_gaps_or_large_name_the_classes_that_occur(tmp_path, labels):
+    write(tmp_path / "set" / "train.parquet", [*labels, labels[0]])
+    write(tmp_path / "set" / "test.parquet", labels[1:])
+    for split, ids in (("train", [0, 1, 2, 0]), ("test", [1, 2])):
+        source = read(tmp_path, split)
+        assert (source.class_names, source.labels.tolist()) == (tuple(map(str, labels)), ids)
+    assert source.found.notes == ("the 3 classes are the numbers that occur in column 'label'",)
+    tracemalloc.start()
+    read_parquet([tmp_path / "set" / "train.parquet"], "image", "label")
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20, "no list of names up to the largest"
+    tracemalloc.stop()
+
+
+def test_images_are_structs_bytes_or_paths_and_may_differ_between_files(tmp_path, encode):
+    (tmp_path / "set" / "pictures").mkdir(parents=True)
+    (tmp_path / "set" / "pictures" / "a.png").write_bytes(b"a")
+    (tmp_path / "b.png").write_bytes(b"b")
+    no_path = pa.array([{"bytes": b"c"}, {"bytes": b"d"}], pa.struct([("bytes", pa.binary())]))
+    mixed = pa.array([{"bytes": b"e", "path": "e.png"}, {"bytes": None, "path": "pictures/a.png"}], IMAGE)
+    kinds = [no_path, pa.array([b"f", b"g"], pa.large_binary()), pa.array(["pictures/a.png", "b.png"]), mixed]
+    for i, images in enumerate(kinds):
+        write(tmp_path / "set" / f"train-{i}.parquet", images=images)
+    source = read(tmp_path)
+    assert b"".join(source.read(i) for i in range(8)) == b"cdfgabea"
+    assert source.names[4:] == ["pictures/a.png", "b.png", "e.png", "pictures/a.png"]
+    before = source.fingerprint
+    (tmp_path / "b.png").write_bytes(b"B")
+    assert read(tmp_path).fingerprint != before, "the images are in other files"
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (pa.array([b"a", None]), "train.parquet: column 'image' has no image in 1 of 2 rows, first in row 1"),
+        (pa.array([{"bytes": b"a", "path": "a.png"}, None], IMAGE), "column 'image' has no image in 1 of 2 rows"),
+        (
+            pa.array(["a.png", "b.png"]),
+            "column 'image' has the path 'a.png' in row 0, and no bytes; this file is neither",
+        ),
+        (pa.array([[1], [2]]), "train.parquet: column 'image' has no images: it is list<"),
+        (pa.array([{"data": b"a"}] * 2), "train.parquet: column 'image' has no images: it is struct<data: binary>"),
+    ],
+)
+def test_images_that_are_none_are_refused_with_file_and_column(tmp_path, images, message):
+    write(tmp_path / "set" / "train.parquet", images=images)
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path)
+
+
+def features(names):
+    return json.dumps({"info": {"features": {"label": {"names": names}}}})
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", "null", '{"info": []}', '{"info": {"features": null}}', "\xff", features([])]
+)
+def test_odd_metadata_declares_no_names(tmp_path, metadata):
+    write(tmp_path / "set" / "train.parquet", metadata=metadata.encode("latin-1"))
+    source = read(tmp_path)
+    assert source.class_names == ("0", "1")
+    assert [("not JSON" in note) for note in source.found.notes] == [True] * (metadata in ("{", "\xff"))
+
+
+def test_declared_names_are_a_list_of_text_that_all_files_share(tmp_path):
+    write(tmp_path / "set" / "train-0.parquet", metadata=features({"0": "ant", "1": "bee"}))
+    write(tmp_path / "set" / "train-1.parquet", metadata=features(["ant", "bee"]))
+    assert read(tmp_path).class_names == ("ant", "bee")
+    write(tmp_path / "set" / "train-1.parquet", metadata=features(["bee", "ant"]))
+    with pytest.raises(
+        RequestError, match="train-1.parquet: .* declares other class names than train-0.parquet; .* 'ant'"
+    ):
+        read(tmp_path)
+    write(tmp_path / "set" / "train-1.parquet", metadata=features([1, 2]))
+    with pytest.raises(RequestError, match="column 'label' has names that are no list of text"):
+        read(tmp_path)
+    write(tmp_path / "two" / "train.parquet", metadata=features(["Star", "star"]))
+    notes = DataAccess(tmp_path, tmp_path, 8).parquet("two", "train", "image", "label").found.notes
+    assert notes == ("the class names 'Star' and 'star' differ only by case, or by '_' and a blank",)

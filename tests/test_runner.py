@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import clsim
-from clsim import checkpoint, config, runner
+from clsim import checkpoint, config, provenance, runner
 from clsim.errors import RequestError, RunFailed
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -116,6 +116,44 @@ def test_a_finished_run_is_read_back_and_fresh_starts_anew(tmp_path, monkeypatch
     again = small(strategy="linear", out=tmp_path, fresh=True)
     assert again.directory == first.directory
     assert (again.directory / "summary.json").stat().st_mtime_ns > written
+
+
+def test_a_run_made_by_two_versions_of_the_code_says_so_whenever_it_is_read(tmp_path, broken_off, finished, capsys):
+    def work():
+        return finished("linear", tmp_path, checkpoint_minutes=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clsim.provenance.code_digest", lambda: "0123456789ab")
+        broken_off(4, work)
+    now = provenance.code_digest()
+    broken_off(4, work)
+    run = work()
+    assert capsys.readouterr().err.count("was started by other code of clsim; use --fresh") == 2
+    assert run.summary["code"] == f"0123456789ab+{now}"
+    assert run.code_note is not None and "repeat with --fresh" in run.code_note
+    assert json.loads((run.directory / "env.json").read_text())["code"] == run.summary["code"]
+
+
+GREETING = """
+from dataclasses import dataclass
+from clsim.strategies.linear import Linear
+
+@dataclass(kw_only=True)
+class Greeting(Linear):
+    def before_training(self, s):
+        s.log("hello", 1.0)
+"""
+
+
+def test_what_is_logged_before_training_is_in_the_journal_once(tmp_path, broken_off, finished):
+    (tmp_path / "greeting.py").write_text(GREETING)
+
+    def work():
+        return finished(f"{tmp_path}/greeting.py:Greeting", tmp_path, checkpoint_minutes=0)
+
+    broken_off(1, work)
+    broken_off(3, work)
+    assert work().events["log"]["name"].tolist() == ["hello"]
 
 
 def test_two_processes_never_work_in_one_directory(tmp_path):
@@ -302,3 +340,24 @@ def test_environment_is_written_down(tmp_path):
     assert torch.__version__.startswith(env["packages"]["torch"])
     assert env["precision"] == "fp32" and len(env["class_order"]) == 5
     assert os.sep not in env["weights"]
+
+
+def test_the_bank_costs_every_run_the_same_whoever_fills_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / "cache"))
+    first, second = (small(strategy="linear", out=tmp_path, seed=seed) for seed in (0, 1))
+    assert first.summary["bank_seconds"] == second.summary["bank_seconds"] > 0
+    untrained = small(strategy="ncm", out=tmp_path)
+    assert untrained.summary["bank_seconds"] == first.summary["bank_seconds"]
+    assert untrained.summary["cost"]["images_per_second"] is None, "it takes no steps"
+    assert small(strategy="finetune", out=tmp_path).summary["bank_seconds"] == 0
+
+
+def test_ncm_and_linear_fill_one_bank_with_the_same_bits(tmp_path, monkeypatch):
+    found = []
+    for first, second in (("ncm", "linear"), ("linear", "ncm")):
+        monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / first))
+        for strategy in (first, second):
+            run = small(strategy=strategy, out=tmp_path / first, precision="bf16")
+            if strategy == "linear":
+                found.append(run.events["step"]["loss"].tolist())
+    assert found[0] == found[1]

@@ -55,6 +55,14 @@ def test_inside_an_experience_both_are_kept(make_loop, tmp_path):
     assert len(saved["begun"]) == 2 and len(saved["seen"]) == 4
 
 
+def test_after_the_last_experience_a_restored_run_still_knows_it(make_loop, tmp_path):
+    saved = stopped(make_loop(), 18, tmp_path)
+    loop = make_loop()
+    assert not loop.state.before, "the old name of has_baseline_row"
+    snapshot.restore(loop, [], saved)
+    assert saved["trained"] == 3 and loop.state.experience.index == 2
+
+
 @pytest.mark.parametrize("at", [2, 3, 6, 7, 17])
 def test_a_loop_that_is_restored_ends_as_one_that_was_never_stopped(make_loop, tmp_path, at):
     whole = make_loop("finetune")

@@ -375,7 +375,7 @@ def l2p_learner(tmp_path, prepare):
 
 def chosen_by(learner, batch):
     """(B,N) prompts that a learner chooses for the images of a batch."""
-    return learner.choose(learner.similarity(learner.query(batch)))
+    return learner.choose(learner.pool.similarity(learner.query(batch)))
 
 
 def l2p_batch(tower, count=6):

@@ -1,8 +1,13 @@
 """ImageTable: the order of rows, the cache, sizes, and images that cannot be decoded."""
 
+import dataclasses
 import io
+import os
+import shutil
+import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +16,10 @@ from PIL import Image
 
 import clsim
 from clsim import checkpoint
+from clsim.data import entries
 from clsim.data import table as table_module
 from clsim.data.encoded import EncodedImages
-from clsim.data.readers import Source, read_parquet
+from clsim.data.readers import Source, read_folder, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 
@@ -37,7 +43,7 @@ def source_of(images, labels, encode, fingerprint="print", domains=None):
 
 def leftovers(cache_dir):
     """What lies in the cache and is not a finished table."""
-    return [path for path in (cache_dir / "tables").iterdir() if not (path / "table.json").exists()]
+    return [path for path in (cache_dir / "tables").iterdir() if not (path / "entry.json").exists()]
 
 
 def test_rows_stand_by_class_and_pictures_are_unchanged(tmp_path, encode):
@@ -47,7 +53,7 @@ def test_rows_stand_by_class_and_pictures_are_unchanged(tmp_path, encode):
     assert table.images.dtype == np.uint8
     assert table.labels.tolist() == sorted(labels)
     assert table.class_names == ("0", "1", "2")
-    assert (len(table), table.skipped, table.domains) == (20, 0, None)
+    assert (len(table), table.skipped.count, table.domains) == (20, 0, None)
     stored = [image.tobytes() for image in table.images]
     for label in range(3):
         expected = {np.moveaxis(images[i], 2, 0).tobytes() for i in range(20) if labels[i] == label}
@@ -103,8 +109,8 @@ def test_grey_and_palette_images_become_rgb(tmp_path, encode):
     [
         ([(6, 6), (6, 6)], 8, (6, 6)),  # uniform and small: as it is
         ([(8, 5), (8, 5)], 8, (8, 5)),
-        ([(6, 6), (8, 8)], 8, (8, 8)),  # mixed but small: the largest found
-        ([(4, 7), (6, 3)], 8, (6, 7)),
+        ([(6, 6), (7, 7)], 8, (8, 8)),
+        ([(4, 7), (6, 3)], 8, (8, 8)),  # mixed: a square, whatever the shapes
         ([(6, 6), (20, 10)], 8, (8, 8)),  # one is larger: cut to side
         ([(20, 10), (20, 10)], 8, (8, 8)),
     ],
@@ -130,15 +136,42 @@ def test_a_bad_image_names_itself(tmp_path, encode):
     assert list((tmp_path / "tables").iterdir()) == []
 
 
-def test_bad_images_can_be_left_out(tmp_path, encode):
-    images = pictures(6)
+def test_bad_images_can_be_left_out_and_are_counted(tmp_path, encode):
+    images, labels = pictures(8), [0, 1, 2, 0, 1, 1, 1, 2]
+    assert not ImageTable.decode(source_of(images, labels, encode, "whole"), 32, tmp_path, "skip").skipped
     images[1] = b"not a picture"
     images[4] = encode(images[4])[:-30]  # its header is whole, its pixels are not
-    table = ImageTable.decode(source_of(images, [0, 1, 2, 0, 1, 1], encode), 32, tmp_path, on_bad_image="skip")
-    assert (len(table), table.skipped) == (4, 2)
-    assert table.labels.tolist() == [0, 0, 1, 2]
-    assert table.images.shape == (4, 3, 6, 6)
-    assert (table.images[2] == np.moveaxis(images[5], 2, 0)).all()
+    images[7] = b"version https://git-lfs.github.com/spec/v1"
+    for _ in range(2):  # the second time from the cache
+        table = ImageTable.decode(source_of(images, labels, encode), 32, tmp_path, on_bad_image="skip")
+        assert table.labels.tolist() == [0, 0, 1, 1, 2]
+        assert table.images.shape == (5, 3, 6, 6)
+        assert (table.images[4] == np.moveaxis(images[2], 2, 0)).all()
+        assert table.skipped and table.skipped.count == 3 and table.skipped.by_class == {"1": 2, "2": 1}
+        assert table.skipped.first[0] == "1.png (not an image of a known format)"
+        assert [text.split()[0] for text in table.skipped.first] == ["1.png", "4.png", "7.png"]
+        assert str(table.skipped).startswith("3 images left out (1 2, 2 1): 1.png (not an image of a known format), 4")
+
+
+def test_only_the_first_bad_images_are_named(tmp_path, encode):
+    images = [*pictures(9), *[b"no"] * 9]
+    skipped = ImageTable.decode(source_of(images, [0] * 18, encode), 32, tmp_path, on_bad_image="skip").skipped
+    assert skipped.count == 9 and len(skipped.first) == 5
+    assert str(skipped).endswith("13.png (not an image of a known format), ...")
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
+def test_a_class_must_keep_half_of_its_images(tmp_path, encode, monkeypatch, limit):
+    monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    half = source_of([*pictures(6), pointer, pointer], [0, 0, 0, 0, 1, 1, 1, 1], encode, "half")
+    assert ImageTable.decode(half, 32, tmp_path, on_bad_image="skip").skipped.by_class == {"1": 2}
+    images = [*pictures(5), pointer, pointer, encode(pictures(1)[0])[:-30]]
+    with pytest.raises(
+        RequestError, match=r"3 of 4 images of class '1' cannot be decoded, e\.g\. 5\.png \(it is a git-lfs"
+    ):
+        ImageTable.decode(source_of(images, [0, 0, 0, 0, 1, 1, 1, 1], encode), 32, tmp_path, on_bad_image="skip")
+    assert leftovers(tmp_path) == []
 
 
 def test_nothing_but_bad_images(tmp_path, encode):
@@ -206,19 +239,226 @@ print(table.fingerprint, int(table.images.sum()), len(table))
 """
 
 
-def test_two_processes_race(tmp_path, write_parquet):
-    file = write_parquet(tmp_path / "train.parquet", pictures(300, 24, 24), [i % 7 for i in range(300)])
-    command = [sys.executable, "-c", RACER, str(file), str(tmp_path)]
-    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+def raced(command, count):
+    """What `count` processes write that begin at the same moment."""
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     for racer in racers:
         assert racer.stdout.readline() == "ready\n"
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    said = [racer.communicate(timeout=60)[0] for racer in racers]
+    return [racer.communicate(timeout=60)[0] for racer in racers]
+
+
+def test_two_processes_race(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "train.parquet", pictures(300, 24, 24), [i % 7 for i in range(300)])
+    said = raced([sys.executable, "-c", RACER, str(file), str(tmp_path)], 2)
     table = ImageTable.decode(read_parquet([file], "image", "label"), 32, tmp_path)
     assert said == [f"{table.fingerprint} {int(table.images.sum())} 300\n"] * 2
     assert leftovers(tmp_path) == []
+
+
+# two readings of one tree
+
+
+def changed(source, **fields):
+    return dataclasses.replace(source, **fields)
+
+
+def test_other_labels_domains_or_names_are_another_table(tmp_path, encode):
+    source = source_of(pictures(4), [0, 1, 0, 1], encode, domains=[0, 0, 1, 1])
+    readings = [
+        source,
+        changed(source, labels=np.array([1, 0, 1, 0])),
+        changed(source, domains=np.array([1, 1, 0, 0])),
+        changed(source, domains=None, domain_names=()),
+        changed(source, class_names=("1", "0")),
+        changed(source, class_names=("0", "1", "empty")),
+        changed(source, domain_names=("day", "night")),
+    ]
+    for _ in range(2):
+        tables = [ImageTable.decode(each, 32, tmp_path) for each in readings]
+        assert len({table.fingerprint for table in tables}) == len(readings)
+        for table, reading in zip(tables, readings, strict=True):
+            assert sorted(table.labels) == sorted(reading.labels)
+            assert (table.class_names, table.domain_names) == (reading.class_names, reading.domain_names)
+            assert (table.domains is None) == (reading.domains is None)
+
+
+def test_one_tree_is_read_as_domains_and_then_by_class(tmp_path, domain_tree):
+    by_domain = ImageTable.decode(read_folder(domain_tree, ("day", "night")), 32, tmp_path)
+    by_class = ImageTable.decode(read_folder(domain_tree), 32, tmp_path)
+    assert by_domain.class_names == ("circle", "square", "star") and np.bincount(by_domain.labels).tolist() == [30] * 3
+    assert by_class.class_names == ("day", "night") and np.bincount(by_class.labels).tolist() == [45] * 2
+
+
+def test_an_empty_class_folder_that_comes_or_goes_is_noticed(tmp_path, encode):
+    tree, cache = tmp_path / "tree", tmp_path / "cache"
+    for name in ("apple", "pear"):
+        (tree / name).mkdir(parents=True)
+        for i, picture in enumerate(pictures(3)):
+            (tree / name / f"{i}.png").write_bytes(encode(picture))
+    assert ImageTable.decode(read_folder(tree), 32, cache).class_names == ("apple", "pear")
+    (tree / "fig").mkdir()
+    with_fig = read_folder(tree)
+    table = ImageTable.decode(with_fig, 32, cache)
+    assert table.class_names == with_fig.class_names and table.labels.max() == max(with_fig.labels)
+    (tree / "fig").rmdir()
+    table = ImageTable.decode(read_folder(tree), 32, cache)
+    assert table.class_names == ("apple", "pear") and table.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+# broken entries, leftovers and other users
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "missing": lambda file: file.unlink(),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
+    "first byte": lambda file: flip(file, 0),
+    "middle byte": lambda file: flip(file, file.stat().st_size // 2),
+    "last byte": lambda file: flip(file, -1),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+FILES = {
+    "decoded": ["entry.json", "images.npy", "labels.npy", "domains.npy"],
+    "encoded": ["entry.json", "images.bin", "spans.npy", "names.txt", "labels.npy", "domains.npy"],
+}
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_broken_table_is_set_aside_and_made_again(tmp_path, encode, monkeypatch, capsys, form, damage):
+    if form == "encoded":
+        monkeypatch.setattr(table_module, "LARGEST_DECODED", 100)
+    source = source_of(pictures(8), [0, 1] * 4, encode, domains=[0, 0, 1, 1] * 2)
+    first = ImageTable.decode(source, 32, tmp_path)
+    folder = tmp_path / "tables" / first.fingerprint
+    expected = first.pixels(np.arange(8)).copy()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES[form])
+    for name in FILES[form]:
+        DAMAGE[damage](folder / name)
+        table = ImageTable.decode(source, 32, tmp_path)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{folder} was broken (" in said and name in said
+        assert (table.pixels(np.arange(8)) == expected).all() and table.fingerprint == first.fingerprint
+        assert table.labels.tolist() == first.labels.tolist() and table.domains.tolist() == first.domains.tolist()
+        assert leftovers(tmp_path) in ([], [folder.with_name(f"{folder.name}.broken")])
+        assert folder.with_name(f"{folder.name}.broken").is_dir()
+    ImageTable.decode(source, 32, tmp_path)
+    assert capsys.readouterr().err == "", "whole tables are opened without a word"
+
+
+def test_an_entry_that_is_empty_or_a_file_is_set_aside(tmp_path, encode, capsys):
+    source = source_of(pictures(4), [0, 1] * 2, encode)
+    folder = tmp_path / "tables" / ImageTable.decode(source, 32, tmp_path).fingerprint
+    for make in (folder.mkdir, folder.touch, folder.mkdir, folder.touch):
+        shutil.rmtree(folder)
+        make()
+        assert len(ImageTable.decode(source, 32, tmp_path)) == 4
+        assert capsys.readouterr().err.count("is made again") == 1
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
+def test_a_table_in_use_outlives_its_entry(tmp_path, encode, monkeypatch, limit):
+    monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
+    images = pictures(4)
+    table = ImageTable.decode(source_of(images, [0] * 4, encode), 32, tmp_path)
+    shutil.rmtree(tmp_path / "tables")
+    stored = {image.tobytes() for image in table.pixels(np.arange(4))}
+    assert stored == {np.moveaxis(image, 2, 0).tobytes() for image in images}
+
+
+def test_processes_that_find_one_broken_table_all_get_a_whole_one(tmp_path, write_parquet):
+    file = write_parquet(tmp_path / "train.parquet", pictures(300, 24, 24), [i % 7 for i in range(300)])
+    table = ImageTable.decode(read_parquet([file], "image", "label"), 32, tmp_path)
+    flip(tmp_path / "tables" / table.fingerprint / "labels.npy", -1)
+    expected = f"{table.fingerprint} {int(table.images.sum())} 300\n"
+    assert raced([sys.executable, "-c", RACER, str(file), str(tmp_path)], 3) == [expected] * 3
+    names = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert names == [table.fingerprint, f"{table.fingerprint}.broken"]
+
+
+def test_a_change_in_the_middle_of_a_large_file_is_found_by_a_full_check(tmp_path, encode, monkeypatch):
+    monkeypatch.setattr(entries, "QUICK", 200)
+    source = source_of(pictures(40), [0] * 40, encode)
+    folder = tmp_path / "tables" / ImageTable.decode(source, 32, tmp_path).fingerprint
+    assert entries.faults(folder, whole=True) == []
+    flip(folder / "images.npy", 2000)
+    assert entries.faults(folder) == []
+    assert entries.faults(folder, whole=True) == ["the bytes of images.npy were changed"]
+    flip(folder / "labels.npy", 250)
+    assert entries.faults(folder) == ["the bytes of labels.npy were changed"], "small files are always checked whole"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from clsim.data import table
+from clsim.data.readers import read_parquet
+def slow(*arguments):
+    print("decoding", flush=True)
+    time.sleep(60)
+table.decoded = slow
+table.ImageTable.decode(read_parquet([Path(sys.argv[1])], "image", "label"), 32, Path(sys.argv[2]))
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_makes_is_not(tmp_path, write_parquet, encode):
+    file = write_parquet(tmp_path / "train.parquet", pictures(4), [0, 1, 0, 1])
+    maker = subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert maker.stdout.readline() == b"decoding\n"
+        (making,) = leftovers(tmp_path)
+        ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path)
+        assert leftovers(tmp_path) == [making], "the other process is at work"
+    finally:
+        maker.kill()
+        maker.communicate()
+    assert leftovers(tmp_path) == [making]
+    ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path)
+    assert leftovers(tmp_path) == [], "even if the table itself is in the cache"
+
+
+def test_temporary_folders_of_older_versions_go_when_they_are_a_day_old(tmp_path, encode):
+    old, young, mine = (
+        tmp_path / "tables" / name for name in ("abc-37-stop.x8d2kq1_", "abc-37-stop.y8d2kq1_", "notes")
+    )
+    for folder in (old, young, mine):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, time.time() - 90000))
+    os.utime(mine, (0, 0))
+    ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path)
+    assert not old.exists() and young.exists() and mine.exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_tables_follow_the_umask(tmp_path, encode, umask, mode):
+    before = os.umask(umask)
+    try:
+        table = ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path / "cache")
+    finally:
+        os.umask(before)
+    folder = tmp_path / "cache" / "tables" / table.fingerprint
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)] == [mode, mode]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {mode & 0o666}
+
+
+def test_names_may_have_line_breaks_and_bytes_that_are_no_text(tmp_path, encode, tiny_limit):
+    images = pictures(4)
+    images[3] = encode(images[3])[:-30]
+    names = ["a\nb.png", "\udcff.png", "c\u2028d.png", "last.png"]
+    source = dataclasses.replace(source_of(images, [0] * 4, encode), names=names)
+    with pytest.raises(RunFailed, match=r"cannot decode image last\.png"):
+        ImageTable.decode(source, 32, tmp_path).pixels(np.arange(4))
 
 
 # too large to be kept decoded
@@ -252,12 +492,13 @@ def test_images_left_encoded_are_the_same(tmp_path, encode, monkeypatch):
 
 
 def test_bad_images_are_left_out_of_either_form(tmp_path, encode, monkeypatch):
-    images = pictures(6)
+    images = pictures(7)
     images[1], images[4] = b"not a picture", encode(images[4])[:-30]
-    source = source_of(images, [0, 1, 2, 0, 1, 1], encode)
+    source = source_of(images, [0, 1, 2, 0, 1, 1, 1], encode)
     whole, left = both_forms(source, tmp_path, monkeypatch, on_bad_image="skip")
-    assert (len(left), left.skipped) == (4, 2) and (left.labels == whole.labels).all()
-    assert (left.pixels(np.arange(4)) == whole.images).all()
+    assert (len(left), left.skipped.count) == (5, 2) and (left.labels == whole.labels).all()
+    assert left.skipped == whole.skipped
+    assert (left.pixels(np.arange(5)) == whole.images).all()
 
 
 def test_a_bad_image_left_encoded_names_itself_when_it_is_read(tmp_path, encode, tiny_limit):

@@ -249,11 +249,12 @@ def test_files_without_a_square_grid_are_left_to_the_check_of_shapes():
     assert resampled({}, vit) == {}
 
 
-def test_a_local_file_of_another_size_or_model_does_not_fit(native, tmp_path):
+def test_a_local_file_of_another_size_is_resampled_and_one_of_another_model_does_not_fit(native, capsys):
     file = native("vit_tiny_patch16_224")
-    with pytest.raises(RequestError, match="has another shape for 'pos_embed'"):
-        load_backbone("vit_tiny_patch16_384", file)
-    assert load_backbone("vit_tiny_patch16_384", file, 384).image.grid == (24, 24)
+    found = load_backbone("vit_tiny_patch16_384", file).image
+    assert capsys.readouterr().err == "clsim: the weights' positions are resampled from 14x14 patches to 24x24\n"
+    assert found.grid == (24, 24)
+    assert found.fingerprint() == load_backbone("vit_tiny_patch16_384", file, 384).image.fingerprint()
     with pytest.raises(RequestError, match="has another shape for"):
         load_backbone("vit_small_patch16_224", file, 96)
 

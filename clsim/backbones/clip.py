@@ -126,13 +126,7 @@ class TextTower(Tower):
     def __init__(self, clip: Any, tokenizer: Callable[..., Tensor]) -> None:
         """Raises RequestError for text models that are not causal or do not read the feature at the end of the text."""
         super().__init__()
-        text = clip.text if hasattr(clip, "text") else clip
-        pooling = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
-        if pooling not in ("argmax", "eos") or getattr(text, "attn_mask", None) is None:
-            raise RequestError("text towers are causal and read their feature at the end of the text; this one differs")
-        if getattr(text, "cls_emb", None) is not None:
-            raise RequestError("text towers with a class token are not supported")
-        self.layers = [clip_layer(block) for block in text.transformer.resblocks]
+        text, pooling, self.layers = require_text_model(clip)
         self.transformer = text.transformer
         self.token_embedding = text.token_embedding
         self.positions = text.positional_embedding
@@ -190,6 +184,20 @@ class TextTower(Tower):
         """K texts -> (K,E) features, not normalised."""
         ids, ends = self.tokens(texts)
         return self.features(self.embed(ids), ends, sites)
+
+
+def require_text_model(clip: Any) -> tuple[Any, str, list[Block]]:
+    """The text model of an open_clip model, where it reads its feature, and its blocks.
+
+    Raises RequestError for models that are not causal or do not read the feature at the end of the text.
+    """
+    text = clip.text if hasattr(clip, "text") else clip
+    pooling = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
+    if pooling not in ("argmax", "eos") or getattr(text, "attn_mask", None) is None:
+        raise RequestError("text towers are causal and read their feature at the end of the text; this one differs")
+    if getattr(text, "cls_emb", None) is not None:
+        raise RequestError("text towers with a class token are not supported")
+    return text, str(pooling), [clip_layer(block) for block in text.transformer.resblocks]
 
 
 def _out_features(projection: Any) -> int:

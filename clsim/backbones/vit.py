@@ -73,8 +73,7 @@ class VisionTower(Tower):
     def __init__(self, vit: VisionTransformer, pixels: InputSpec) -> None:
         """Raises RequestError for kinds of blocks that may not have the structure of a plain Block."""
         super().__init__()
-        if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
-            raise RequestError(f"towers pool by class token or average, not {vit.global_pool!r}")
+        require_pooling(vit)
         self.layers = [timm_layer(block) for block in vit.blocks]
         vit.reset_classifier(0)
         self.vit = vit
@@ -120,6 +119,12 @@ class VisionTower(Tower):
             pooled: Tensor = self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])
             return pooled
         return self.pool(self.encode(tokens, slice(0, tokens.shape[1]), sites))
+
+
+def require_pooling(vit: VisionTransformer) -> None:
+    """Raises RequestError unless the model pools by class token or average."""
+    if vit.attn_pool is not None or vit.global_pool not in ("token", "avg"):
+        raise RequestError(f"towers pool by class token or average, not {vit.global_pool!r}")
 
 
 def timm_layer(block: nn.Module) -> Block:

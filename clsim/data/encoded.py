@@ -1,6 +1,5 @@
 """Encoded images in one file, decoded each time they are read: for sets that are too large to store decoded."""
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clsim.data.pixels import decoded
 from clsim.errors import RequestError, RunFailed
 
 T = TypeVar("T")
@@ -20,11 +20,13 @@ CHUNK = 1024  # most images whose results wait in memory
 class EncodedImages:
     """N encoded images in one file. Memory holds only each image's position in the file."""
 
-    def __init__(self, folder: Path, height: int, width: int) -> None:
+    def __init__(self, folder: Path, height: int, width: int, bicubic: bool = False) -> None:
         """`folder` has images.bin, and spans.npy: N rows with an image's first byte and length."""
-        self.shape = (len(np.load(folder / "spans.npy", mmap_mode="r")), 3, height, width)
         self.folder = folder
+        self.bicubic = bicubic  # see `decoded`
         self._spans: NDArray[np.int64] = np.load(folder / "spans.npy")
+        self.shape = (len(self._spans), 3, height, width)
+        self._file = os.open(folder / "images.bin", os.O_RDONLY)  # now: so a cache may be cleared during a run
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,10 +42,6 @@ class EncodedImages:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count())  # codecs run outside the GIL
 
-    @cached_property
-    def _file(self) -> int:
-        return os.open(self.folder / "images.bin", os.O_RDONLY)
-
     def __del__(self) -> None:
         if "_file" in self.__dict__:
             os.close(self._file)
@@ -53,51 +51,55 @@ class EncodedImages:
         # read, not mapped: mapped pages would count as this process's memory
         data = os.pread(self._file, length, start)
         try:
-            return decoded(data, *self.shape[2:])
+            return decoded(data, *self.shape[2:], self.bicubic)
         except Exception as error:  # Pillow raises many kinds for broken files
-            name = (self.folder / "names.txt").read_text(encoding="utf-8").splitlines()[row]
-            raise RunFailed(str(bad_image(name, error))) from error
+            raise RunFailed(str(bad_image(self._name(row), error))) from error
+
+    def _name(self, row: int) -> str:
+        try:
+            return read_names(self.folder)[row]
+        except OSError:  # the cache was cleared
+            return f"in row {row}"
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """(height, width), read only from the header."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width
+def write_names(folder: Path, names: Sequence[str]) -> None:
+    """Names in lines. File names may have line breaks, and bytes that are not UTF-8."""
+    lines = "\n".join(name.replace("\n", " ") for name in names)
+    (folder / "names.txt").write_bytes(lines.encode("utf-8", "surrogateescape"))
 
 
-def decoded(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """Encoded bytes -> (3, height, width): unchanged, or scaled to cover that size and cropped to its centre."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = image.convert("RGB")
-    if rgb.size != (width, height):
-        rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(rgb).transpose(2, 0, 1)
+def read_names(folder: Path) -> list[str]:
+    """The names that `write_names` wrote."""
+    return (folder / "names.txt").read_bytes().decode("utf-8", "surrogateescape").split("\n")
 
 
 def bad_image(name: str, error: Exception) -> RequestError:
     """The error for an image that cannot be decoded."""
-    return RequestError(f"cannot decode image {name} ({error}); on_bad_image=skip leaves it out")
+    return RequestError(f"cannot decode image {name} ({reason(error)}); on_bad_image=skip leaves it out")
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be decoded; the same text in every process, so without addresses of memory."""
+    text = str(error) or type(error).__name__
+    return "not an image of a known format" if text.startswith("cannot identify image file") else text
 
 
 def for_each(
-    rows: Sequence[int], work: Callable[[int], T], names: Sequence[str], on_bad_image: str
+    rows: Sequence[int], work: Callable[[int], T], names: Sequence[str], bad: dict[int, str] | None
 ) -> Iterator[T | None]:
-    """Results of `work` for each row, in order, computed in threads; None for a bad image if `on_bad_image` is "skip".
+    """Results of `work` for each row, in order, computed in threads; None for a bad image.
 
-    Raises RequestError with the image's name if it is "stop".
+    The reasons for bad images are put into `bad`. Without it, the first raises RequestError with the image's name.
     """
 
     def one(row: int) -> T | None:
         try:
             return work(row)
         except Exception as error:  # Pillow raises many kinds for broken files
-            if on_bad_image == "skip":
-                return None
-            raise bad_image(names[row], error) from error
+            if bad is None:
+                raise bad_image(names[row], error) from error
+            bad[row] = reason(error)
+            return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(rows), CHUNK):

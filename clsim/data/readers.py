@@ -1,22 +1,24 @@
-"""Readers of images: Parquet files as on the Hugging Face Hub, and folders of classes.
+"""Readers of Parquet files as on the Hugging Face Hub, complete and by name; folders are read in `folders`.
 
 A reader finds encoded images and their labels; `ImageTable.decode` decodes them.
 """
 
-import hashlib
-import json
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clsim.data.labels import Labels, Values, categories, column_values, declared_names, is_text
+from clsim.data.sources import Found, Source, fingerprint_files, held_out
 from clsim.errors import RequestError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+__all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
+
+# what follows the name of a split in that of a file: train-00000-of-00002-0123456789abcdef.parquet, train_1.parquet
+SHARD = re.compile(r"([-_.]?(?P<index>\d+))?(-of-(?P<count>\d+))?(-[0-9a-f]{8,})?\.parquet")
 
 
 class Hub(NamedTuple):
@@ -27,87 +29,14 @@ class Hub(NamedTuple):
     folder: str = ""  # the folder to read if the repository has several sets
 
 
-@dataclass(frozen=True)
-class Source:
-    """Encoded images, in the order of their files."""
-
-    read: Callable[[int], bytes]  # the encoded bytes of image i
-    names: Sequence[str]  # name of image i in error messages; its file's path if there is one
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    domains: NDArray[np.int64] | None = None
-    domain_names: tuple[str, ...] = ()
-
-    def take(self, keep: NDArray[np.bool_]) -> "Source":
-        """A source with only the images for which `keep` (N,) is true."""
-        chosen = np.flatnonzero(keep)
-        read, names = self.read, self.names
-        return Source(
-            read=lambda i: read(int(chosen[i])),
-            names=[names[i] for i in chosen.tolist()],
-            labels=self.labels[chosen],
-            class_names=self.class_names,
-            fingerprint=hashlib.blake2b(self.fingerprint.encode() + chosen.tobytes(), digest_size=16).hexdigest(),
-            domains=None if self.domains is None else self.domains[chosen],
-            domain_names=self.domain_names,
-        )
-
-    @staticmethod
-    def join(sources: Sequence["Source"], prefixes: Sequence[str], as_domains: bool = False) -> "Source":
-        """The sources one after another, with separate classes: class "3" of "mnist" becomes "mnist 3".
-
-        With `as_domains` all sources have the same classes, and each source is a domain.
-        """
-        first_row = np.cumsum([0, *(len(source.labels) for source in sources)])
-        first_class = np.cumsum([0, *(0 if as_domains else len(source.class_names) for source in sources)])
-
-        def read(i: int) -> bytes:
-            part = int(np.searchsorted(first_row, i, side="right")) - 1
-            return sources[part].read(i - int(first_row[part]))
-
-        pairs = list(zip(prefixes, sources, strict=True))
-        class_names = tuple(f"{prefix} {name}" for prefix, source in pairs for name in source.class_names)
-        if as_domains:
-            class_names = sources[0].class_names
-            for prefix, source in pairs:
-                if source.class_names != class_names:
-                    raise RequestError(f"the classes of {prefix!r} are not those of {prefixes[0]!r}")
-        joined = "/".join(f"{prefix}:{source.fingerprint}" for prefix, source in pairs) + "/domains" * as_domains
-        return Source(
-            read=read,
-            names=[f"{prefix}/{name}" for prefix, source in pairs for name in source.names],
-            labels=np.concatenate([source.labels + first for source, first in zip(sources, first_class, strict=False)]),
-            class_names=class_names,
-            fingerprint=hashlib.blake2b(joined.encode(), digest_size=16).hexdigest(),
-            domains=np.repeat(np.arange(len(sources)), np.diff(first_row)) if as_domains else None,
-            domain_names=tuple(prefixes) if as_domains else (),
-        )
-
-
-def fingerprint_files(files: Sequence[Path], *more: str) -> str:
-    """A hash of the files' contents, in order, and of all settings that change what is read from them."""
-    digest = hashlib.blake2b("/".join(more).encode(), digest_size=16)
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
-    """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
-    limit = int(share * 2**32)
-    hashes = (hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names)
-    return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
-
-
 def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | None = None) -> list[Path]:
     """The files of one split: `data_dir/folder/split*.parquet`, or else the Hub's.
 
-    If there are none, raises RequestError that explains where they were expected and how to get them.
+    If there are none, raises RequestError that explains where they were expected and how to get them; also if a file is
+    missing, or if there are two sets of files.
     """
     if data_dir is not None:
-        found = sorted((data_dir / folder).glob(f"{split}*.parquet"))
+        found = local_files(data_dir / folder, split)[0]
         if found:
             return found
         if not data_dir.is_dir():
@@ -116,6 +45,53 @@ def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | Non
     if hub is None:
         raise RequestError(f"{looked}; put the files of {folder!r} there")
     return _hub_files(hub, folder, split, looked)
+
+
+def local_files(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """The split's files in a folder, and other files whose names begin like it: train_noisy_labels.parquet.
+
+    A file with a longer name is the split if it is the only one. Raises RequestError as `check_shards` does.
+    """
+    every = sorted(folder.glob(f"{split}*.parquet"))
+    shards = [file for file in every if SHARD.fullmatch(file.name.removeprefix(split))]
+    if not shards:
+        if len(every) > 1:
+            names = ", ".join(file.name for file in every)
+            raise RequestError(f"{folder} has several files that may be the split {split!r}: {names}; keep one")
+        return every, []
+    check_shards(shards, split)
+    return shards, [file for file in every if file not in shards]
+
+
+def check_shards(files: Sequence[Path], split: str) -> None:
+    """Raises RequestError if a file of a split is missing (one of three), or if there are two sets of files."""
+    sets: dict[tuple[str, bool], dict[int, Path]] = {}
+    for file in files:
+        match = SHARD.search(file.name)
+        assert match is not None  # for the Hub's files, the part behind any prefix
+        index, count = match["index"], match["count"]
+        one = sets.setdefault((count or "", index is None), {})
+        same = one.get(int(index or 0))
+        if same is not None or len(sets) > 1:
+            first = same or next(iter(next(iter(sets.values())).values()))
+            raise RequestError(
+                f"{file.parent} has two sets of files of the split {split!r}: {first.name} and {file.name}; keep one"
+            )
+        one[int(index or 0)] = file
+    for (count, _), one in sets.items():
+        first_index = 0 if count and 0 in one else min(one)
+        last = first_index + int(count) - 1 if count else max(one)
+        if count and first_index > 1:
+            first_index, last = 0, int(count) - 1
+        if last > 100_000:
+            continue  # dates, not numbers of files
+        missing = sorted(set(range(first_index, last + 1)) - set(one))
+        if missing:
+            which = f"{missing[0]:05d}-of-{count}" if count else str(missing[0])
+            raise RequestError(
+                f"a file of the split {split!r} is missing in {next(iter(one.values())).parent}: "
+                f"number {which} ({len(one)} of {len(one) + len(missing)} are there)"
+            )
 
 
 def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
@@ -137,45 +113,196 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
     found = [path for path in files if split in path.name or split in path.parent.name]
     if not found:
         raise RequestError(f"{hub.repository} has no {pattern} at revision {hub.revision}")
+    check_shards([path for path in found if "-of-" in path.name], split)
     return found
 
 
-def read_parquet(files: Sequence[Path], image: str, label: str, domain: str | None = None) -> Source:
-    """Parquet files with an image column ({bytes, path}, or bytes) and an integer or string label column.
+class _Shard(NamedTuple):
+    """What is known of a file without reading its images."""
 
-    Images are read on demand, fastest in the order of the files; only a few are in memory at a time.
+    file: Path
+    num_rows: int
+    schema: Any
+    data: str  # the column of encoded images; empty if there are only paths
+    paths: str  # the column of their paths; empty if there is none
+
+
+def read_parquet(
+    files: Sequence[Path],
+    image: str,
+    label: str,
+    domain: str | None = None,
+    other_split: Sequence[Path] | None = None,
+) -> Source:
+    """Parquet files with an image column and a label column of whole numbers or text.
+
+    An image is a struct of bytes and path, or bytes, or the path of a file next to the Parquet file (or one folder
+    above). Images are read on demand, fastest in the order of the files; only a few are in memory at a time. If names
+    of numbers are not declared, the classes are the numbers that occur, also in the files of `other_split`. Raises
+    RequestError that names the file and the column.
     """
+    columns = [column for column in (image, label, domain) if column is not None]
+    shards = [_shard(file, image, columns) for file in files]
+    filled = [shard for shard in shards if shard.num_rows]
+    if not filled:
+        raise RequestError(f"{files[0]} has no rows")
+    small = [_small(shard, columns) for shard in filled]
+    labels = _labels(shards, [table[label] for table in small], label, other_split)
+    domains = _labels(shards, [table[domain] for table in small], domain, ()) if domain is not None else None
+    paths = [path for table in small for path in table[image]]
+    elsewhere = _files_elsewhere(filled, image, paths)
+    groups = _RowGroups([shard.file for shard in filled], [shard.data for shard in filled])
+    return Source(
+        read=lambda i: elsewhere[i].read_bytes() if i in elsewhere else groups.read(i),
+        names=[path or f"row {i} of {files[0].name}" for i, path in enumerate(paths)],
+        labels=labels.ids,
+        class_names=labels.names,
+        fingerprint=fingerprint_files([*files, *elsewhere.values()], image, label, domain or "", *labels.unusual),
+        domains=None if domains is None else domains.ids,
+        domain_names=() if domains is None else domains.names,
+        notes=labels.notes,
+    )
+
+
+def _opened(file: Path, **options: Any) -> Any:
+    """The file as a pyarrow ParquetFile. Raises RequestError if it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(files[0])
-    for column in (column for column in (image, label, domain) if column is not None):
+    if not file.is_file():
+        raise RequestError(f"{file} is not a file")
+    if file.stat().st_size == 0:
+        raise RequestError(f"{file} is empty: it has no bytes")
+    try:
+        return pq.ParquetFile(file, **options)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception, column: str = "") -> RequestError:
+    where = f"column {column!r} of {file}" if column else str(file)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return RequestError(f"{where} cannot be read as Parquet; it is truncated, damaged, or of another format ({reason})")
+
+
+def _shard(file: Path, image: str, columns: Sequence[str]) -> _Shard:
+    """A file with its columns. Raises RequestError if one is missing, or if it has no images."""
+    import pyarrow as pa
+
+    opened = _opened(file)
+    schema, num_rows = opened.schema_arrow, opened.metadata.num_rows
+    if num_rows == 0:
+        return _Shard(file, 0, schema, "", "")
+    for column in columns:
         if column not in schema.names:
-            raise RequestError(f"{files[0]} has no column {column!r}; it has: {', '.join(schema.names)}")
-    struct = pa.types.is_struct(schema.field(image).type)
-    small = [column for column in (label, domain, f"{image}.path" if struct else None) if column is not None]
-    # not read_table: only this function can read a part of a struct
-    table = pa.concat_tables(pq.ParquetFile(file).read(columns=small) for file in files)
-    if len(table) == 0:
-        raise RequestError(f"{files[0]} has no rows")
-    paths = [""] * len(table)
-    if struct:
-        paths = [path or "" for chunk in table[image].chunks for path in chunk.field("path").to_pylist()]
-    labels, class_names = _categories(table[label], _declared_names(schema, label))
-    domains: NDArray[np.int64] | None = None
-    domain_names: tuple[str, ...] = ()
-    if domain is not None:
-        domains, domain_names = _categories(table[domain], _declared_names(schema, domain))
-    stem = ", ".join(file.name for file in files[:1])
-    return Source(
-        read=_RowGroups(files, f"{image}.bytes" if struct else image).read,
-        names=[path or f"row {i} of {stem}" for i, path in enumerate(paths)],
-        labels=labels,
-        class_names=class_names,
-        fingerprint=fingerprint_files(files, image, label, domain or ""),
-        domains=domains,
-        domain_names=domain_names,
+            raise RequestError(f"{file} has no column {column!r}; it has: {', '.join(schema.names)}")
+    kind = schema.field(image).type
+    parts = {f"{image}.{part.name}": part.type for part in kind} if pa.types.is_struct(kind) else {image: kind}
+    data = [name for name, part in parts.items() if _is_bytes(part) and name in (image, f"{image}.bytes")]
+    paths = [name for name, part in parts.items() if is_text(part) and name in (image, f"{image}.path")]
+    if not data and not paths:
+        raise RequestError(
+            f"{file}: column {image!r} has no images: it is {kind}, and neither bytes, nor paths, nor a "
+            "struct with bytes or path"
+        )
+    return _Shard(file, num_rows, schema, "".join(data), "".join(paths))
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
     )
+
+
+def _columns(file: Path, columns: list[str]) -> Any:
+    """Columns of a file, as an Arrow table. Raises RequestError if the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        return _opened(file).read(columns=columns)  # not read_table: only this function can read a part of a struct
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error, ", ".join(columns)) from error
+
+
+def _small(shard: _Shard, columns: Sequence[str]) -> dict[str, Any]:
+    """Column -> its values: (n,) numbers or text, and the paths of images (empty if they have none)."""
+    import pyarrow as pa
+
+    image, *others = columns
+    table = _columns(shard.file, [*others, *([shard.paths] if shard.paths else [])])
+    values: dict[str, Any] = {column: column_values(shard.file, column, table[column]) for column in others}
+    values[image] = [""] * shard.num_rows
+    if shard.paths:
+        chunks = table[image].chunks
+        chunks = [chunk.field("path") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
+        values[image] = [path or "" for chunk in chunks for path in chunk.to_pylist()]
+    return values
+
+
+def _labels(
+    shards: Sequence[_Shard], values: Sequence[Values], column: str, other_split: Sequence[Path] | None
+) -> Labels:
+    """The labels of all files, of which `values` has those with rows; see `categories`."""
+    filled = [shard.file for shard in shards if shard.num_rows]
+    declared = declared_names([(shard.file, shard.schema) for shard in shards], column)
+    other: list[Values] | None = None if other_split is None else []
+    for file in other_split or () if declared.names is None else ():
+        if column in _opened(file).schema_arrow.names:
+            other = [*(other or []), column_values(file, column, _columns(file, [column])[column])]
+    return categories(list(zip(filled, values, strict=True)), column, declared, other)
+
+
+def _files_elsewhere(shards: Sequence[_Shard], image: str, paths: Sequence[str]) -> dict[int, Path]:
+    """Row -> the image's file, for rows that have a path and no bytes. Raises RequestError if there is no such file."""
+    found: dict[int, Path] = {}
+    start = 0
+    for shard in shards:
+        missing = _without_bytes(shard)
+        for row in missing:
+            path = paths[start + row]
+            if not path:
+                raise RequestError(
+                    f"{shard.file}: column {image!r} has no image in {len(missing)} of {shard.num_rows} "
+                    f"rows, first in row {row}"
+                )
+            places = [folder / path for folder in (shard.file.parent, shard.file.parent.parent)]
+            there = [place for place in places if place.is_file()]
+            if not there:
+                raise RequestError(
+                    f"{shard.file}: column {image!r} has the path {path!r} in row {row}, and no bytes; "
+                    f"this file is neither in {places[0].parent} nor in {places[1].parent}"
+                )
+            found[start + row] = there[0]
+        start += shard.num_rows
+    return found
+
+
+def _without_bytes(shard: _Shard) -> list[int]:
+    """The rows without bytes. Images are read only if the file's statistics count such rows."""
+    import pyarrow as pa
+
+    if not shard.data:
+        return list(range(shard.num_rows))
+    opened = _opened(shard.file, pre_buffer=False)
+    about = opened.metadata
+    groups = list(range(about.num_row_groups))
+    parts = [about.row_group(group).column(i) for group in groups for i in range(about.num_columns)]
+    counted = [part.statistics for part in parts if part.path_in_schema == shard.data]
+    if not any(each is not None and each.null_count for each in counted):
+        return []
+    try:
+        batches = opened.iter_batches(_RowGroups.AT_ONCE, groups, [shard.data], use_threads=False)
+        empty = [_flat(batch.column(0)).is_null().to_numpy(zero_copy_only=False) for batch in batches]
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(shard.file, error, shard.data) from error
+    rows: list[int] = np.flatnonzero(np.concatenate(empty)).tolist()
+    return rows
 
 
 class _RowGroups:
@@ -187,16 +314,13 @@ class _RowGroups:
     AT_ONCE = 64  # rows
     BUFFER = 1 << 20  # bytes of a file; without one, Arrow reads the whole column of a group first
 
-    def __init__(self, files: Sequence[Path], column: str) -> None:
-        import pyarrow.parquet as pq
-
-        self.column = column
-        self.groups: list[tuple[Path, int]] = []
+    def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
+        self.groups: list[tuple[Path, str, int]] = []  # file, its column, and the group's number in it
         counts = [0]
-        for file in files:
-            about = pq.read_metadata(file)
+        for file, column in zip(files, columns, strict=True):
+            about = _opened(file).metadata
             for group in range(about.num_row_groups):
-                self.groups.append((file, group))
+                self.groups.append((file, column, group))
                 counts.append(about.row_group(group).num_rows)
         self.first = np.cumsum(counts)
         self.lock = threading.Lock()
@@ -206,23 +330,29 @@ class _RowGroups:
         self.start = 0  # and the number of the first of these rows
 
     def read(self, i: int) -> bytes:
-        """The bytes in row i."""
+        """The bytes in row i. Raises RequestError if the file is damaged there."""
+        import pyarrow as pa
+
         group = int(np.searchsorted(self.first, i, side="right")) - 1
         with self.lock:
-            if group != self.group or i < self.start:
-                self._enter(group)
-            while i >= self.start + len(self.held):
-                self.start += len(self.held)
-                self.held = _flat(next(self.batches).column(0))
-            image: bytes = self.held[i - self.start].as_py()
+            try:
+                if group != self.group or i < self.start:
+                    self._enter(group)
+                while i >= self.start + len(self.held):
+                    self.start += len(self.held)
+                    self.held = _flat(next(self.batches).column(0))
+                image: bytes | None = self.held[i - self.start].as_py()
+            except (pa.ArrowException, OSError, StopIteration) as error:
+                self.group = -1
+                raise _unreadable(self.groups[group][0], error, self.groups[group][1]) from error
+            if image is None:
+                raise RequestError(f"{self.groups[group][0]}: column {self.groups[group][1]!r} has no image in row {i}")
             return image
 
     def _enter(self, group: int) -> None:
-        import pyarrow.parquet as pq
-
-        file, number = self.groups[group]
-        opened = pq.ParquetFile(file, buffer_size=self.BUFFER, pre_buffer=False)
-        self.batches = opened.iter_batches(self.AT_ONCE, [number], [self.column], use_threads=False)
+        file, column, number = self.groups[group]
+        opened = _opened(file, buffer_size=self.BUFFER, pre_buffer=False)
+        self.batches = opened.iter_batches(self.AT_ONCE, [number], [column], use_threads=False)
         self.group, self.start, self.held = group, int(self.first[group]), ()
 
 
@@ -231,62 +361,3 @@ def _flat(column: Any) -> Any:
     import pyarrow as pa
 
     return column.field("bytes") if pa.types.is_struct(column.type) else column
-
-
-def _declared_names(schema: Any, column: str) -> tuple[str, ...] | None:
-    """Category names from the schema's `huggingface` metadata (info.features.<column>.names), if declared."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get(column, {}).get("names")
-    return tuple(names) if names else None
-
-
-def _categories(column: Any, declared: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """A column of integers or strings -> ids (N,) and names; undeclared names are sorted."""
-    values = column.to_numpy()
-    if np.issubdtype(values.dtype, np.integer):
-        names = declared or tuple(str(i) for i in range(int(values.max()) + 1))
-        if values.min() < 0 or values.max() >= len(names):
-            raise RequestError(f"labels run from {values.min()} to {values.max()}, but {len(names)} names are declared")
-        return values.astype(np.int64), names
-    if not all(isinstance(value, str) for value in values):
-        raise RequestError(f"labels are whole numbers or strings without gaps, not {column.type}")
-    names = declared or tuple(sorted(set(values)))
-    strange = sorted(set(values) - set(names))
-    if strange:
-        raise RequestError(f"label {strange[0]!r} is not among the declared names: {', '.join(names)}")
-    ids = {name: i for i, name in enumerate(names)}
-    return np.array([ids[value] for value in values], dtype=np.int64), names
-
-
-def subfolders(root: Path) -> list[Path]:
-    """The folders directly in `root`, sorted by name; hidden ones (.git, .ipynb_checkpoints) are left out."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def read_folder(root: Path, domains: Sequence[str] = ()) -> Source:
-    """Class folders: `root/class/*.png`, or `root/domain/class/*.png` for the domains named."""
-    tops = [(i, root / name) for i, name in enumerate(domains)] or [(0, root)]
-    for _, top in tops:
-        if not top.is_dir():
-            raise RequestError(f"no folder {top}")
-    class_names = sorted({path.name for _, top in tops for path in subfolders(top)})
-    found = [
-        (path, label, domain)
-        for domain, top in tops
-        for label, name in enumerate(class_names)
-        for path in sorted((top / name).glob("**/*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not found:
-        raise RequestError(f"no images in class folders ({', '.join(IMAGE_SUFFIXES)}) below {root}")
-    files = [path for path, _, _ in found]
-    names = [path.relative_to(root).as_posix() for path in files]
-    return Source(
-        read=lambda i: files[i].read_bytes(),
-        names=names,
-        labels=np.array([label for _, label, _ in found], dtype=np.int64),
-        class_names=tuple(class_names),
-        fingerprint=fingerprint_files(files, *names),
-        domains=np.array([domain for _, _, domain in found], dtype=np.int64) if domains else None,
-        domain_names=tuple(domains),
-    )

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.data import protocols
+from clsim.data.folders import read_folder, read_tree
 from clsim.data.protocols import Protocol
-from clsim.data.readers import Hub, Source, parquet_files, read_folder, read_parquet
+from clsim.data.readers import Hub, Source, local_files, parquet_files, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
@@ -126,7 +127,14 @@ class DataAccess:
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
     ) -> Source:
         """One split, from `data_dir/folder/split*.parquet` or the Hub's repository."""
-        return read_parquet(parquet_files(self.data_dir, folder, split, hub), image, label, domain)
+        files, others, counterpart = parquet_files(self.data_dir, folder, split, hub), [], []
+        if self.data_dir is not None and files[0].parent == self.data_dir / folder:
+            others = local_files(self.data_dir / folder, split)[1]
+            # both splits have one list of classes, also if their labels have gaps
+            counterpart = local_files(self.data_dir / folder, "test" if split == "train" else "train")[0]
+        source = read_parquet(files, image, label, domain, counterpart)
+        left_out = {f"not a file of the split {split!r}": tuple(map(str, others))} if others else {}
+        return replace(source, split=split, left_out=left_out)
 
     def tree(self) -> Path:
         """The data directory as a tree of class folders. Raises RequestError if there is none."""
@@ -138,11 +146,24 @@ class DataAccess:
 
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
         """Class folders in the data directory; if domains are named, inside a folder for each domain."""
-        return read_folder(self.tree().joinpath(*below), domains)
+        return read_folder(self.tree().joinpath(*below), domains, tree=self.tree())
 
-    def table(self, source: Source, on_bad_image: str) -> ImageTable:
-        """The source, decoded."""
-        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image)
+    def class_folders(
+        self,
+        domains: Sequence[str] = (),
+        domain_folders: bool | None = False,
+        test_split: str = "",
+        exclude: Sequence[str] = (),
+    ) -> tuple[Source, Source]:
+        """Training and test images of the data directory; see `read_tree`."""
+        try:
+            return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
+        except OSError as error:
+            raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def table(self, source: Source, on_bad_image: str, one_size: bool = False) -> ImageTable:
+        """The source, decoded. `one_size`: small images of several sizes are enlarged to the largest size found."""
+        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image, one_size)
 
 
 @dataclass(kw_only=True)

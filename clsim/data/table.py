@@ -5,23 +5,51 @@ import io
 import json
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clsim.data.encoded import EncodedImages, bad_image, decoded, for_each, size_of
+from clsim.data import entries
+from clsim.data.encoded import EncodedImages, bad_image, for_each, reason, write_names
+from clsim.data.pixels import decoded, is_dim, size_of
 from clsim.data.readers import Source
 from clsim.errors import RequestError
 
 # bytes; above it images stay encoded and are decoded each time they are read: DomainNet would take 90 GB on disk
 LARGEST_DECODED = 8 << 30
 NONE_LEFT = "none of the images can be decoded"
+REMOVED = "{} was removed or damaged while it was opened; repeat the command"
+RULES = 2  # changed if the same files become other pixels, so that tables of older versions are not used
+NAMED = 5  # bad images that are named; the others are counted
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The images that a table left out because they could not be decoded. It is false if there are none."""
+
+    by_class: Mapping[str, int] = field(default_factory=dict)  # only classes that lost images
+    first: tuple[str, ...] = ()  # at most NAMED images, "name (reason)", in the order of the source
+
+    @property
+    def count(self) -> int:
+        """How many images were left out."""
+        return sum(self.by_class.values())
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __str__(self) -> str:
+        """One line, e.g. ``2 images left out (cat 1, dog 1): a.png (broken PNG file), b.png (...)``."""
+        if not self:
+            return "no images left out"
+        classes = ", ".join(f"{name} {count}" for name, count in self.by_class.items())
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.count} image{'s' * (self.count > 1)} left out ({classes}): {', '.join(self.first)}{more}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class ImageTable:
     fingerprint: str
     domains: NDArray[np.int64] | None = None  # (N,)
     domain_names: tuple[str, ...] = ()
-    skipped: int = 0  # images left out because they could not be decoded
+    skipped: Skipped = Skipped()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,27 +110,56 @@ class ImageTable:
         return Source(read, names, self.labels, self.class_names, self.fingerprint, self.domains, self.domain_names)
 
     @classmethod
-    def decode(cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop") -> "ImageTable":
+    def decode(
+        cls, source: Source, side: int, cache_dir: Path, on_bad_image: str = "stop", one_size: bool = False
+    ) -> "ImageTable":
         """The source's images as RGB, from the cache if they were decoded before.
 
-        If every image fits into `side` x `side` pixels, the table has the largest height and width found; otherwise it
-        is `side` x `side`. An image of another size is scaled to cover that and cropped to its centre. An image that
-        cannot be decoded raises RequestError with its name; if `on_bad_image` is "skip", it is left out and counted.
+        If all images have one size that fits into `side` x `side` pixels, they are stored as they are. Otherwise each
+        is stored `side` x `side`: its shorter side is scaled to `side`, and the centre is kept, which is what
+        evaluation sees of it; so the pixels of an image do not depend on the others. Training crops do not see more
+        of it either: a 375 x 500 image keeps 75 %. What is done with rotated, transparent or 16-bit images is
+        described in `clsim.data.pixels`.
+
+        With `one_size`, images of several sizes but one shape (e.g. digits of 28 x 28 and 16 x 16) that fit into `side`
+        are enlarged to the largest size found, for sets that are joined on purpose.
+
+        An image that cannot be decoded raises RequestError with its name. If `on_bad_image` is "skip", it is left out,
+        and `skipped` has what was left out; but a class that loses more than half of its images raises RequestError:
+        then not images are bad, but the copy of the data set, e.g. git-lfs pointers or an interrupted download.
         """
-        folder = cache_dir / "tables" / f"{source.fingerprint}-{side}-{on_bad_image}"
-        if not (folder / "table.json").exists():
-            _decode_into(folder, source, side, on_bad_image)
-        meta = json.loads((folder / "table.json").read_text())
-        size = meta.get("encoded")
-        return cls(
-            images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
-            labels=np.load(folder / "labels.npy"),
-            class_names=tuple(meta["class_names"]),
-            fingerprint=folder.name,
-            domains=np.load(folder / "domains.npy") if meta["domain_names"] else None,
-            domain_names=tuple(meta["domain_names"]),
-            skipped=meta["skipped"],
-        )
+        folder = cache_dir / "tables" / f"{_key(source)}-{side}-{on_bad_image}{'-one_size' * one_size}"
+        meta = entries.opened(folder)
+        if meta is None:
+            _decode_into(folder, source, side, on_bad_image, one_size)
+            meta = entries.opened(folder)
+        if meta is None:
+            raise RequestError(REMOVED.format(folder))
+        if meta["dim"]:
+            print(f"clsim: {meta['dim']}", file=sys.stderr)
+        size, skipped = meta["encoded"], meta["skipped"]
+        try:
+            return cls(
+                images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
+                labels=np.load(folder / "labels.npy"),
+                class_names=source.class_names,
+                fingerprint=folder.name,
+                domains=None if source.domains is None else np.load(folder / "domains.npy"),
+                domain_names=source.domain_names,
+                skipped=Skipped(skipped["by_class"], tuple(skipped["first"])),
+            )
+        except FileNotFoundError as error:
+            raise RequestError(REMOVED.format(folder)) from error
+
+
+def _key(source: Source) -> str:
+    """A hash of everything that is read: files, labels, domains, and all names in their order."""
+    names = json.dumps([RULES, source.fingerprint, source.class_names, source.domain_names])
+    digest = hashlib.blake2b(names.encode(), digest_size=16)
+    digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
+    if source.domains is not None:
+        digest.update(np.asarray(source.domains, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -112,68 +169,97 @@ def _row_order(labels: NDArray[np.int64], domains: NDArray[np.int64] | None) -> 
     return shuffled[np.lexsort(keys)]
 
 
-def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str) -> None:
-    """Write a table next to `folder`, then rename it, so that an incomplete table never has the final name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        rows, encoded = _write_images(temporary, source, side, on_bad_image)
+def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str, one_size: bool) -> None:
+    """Make the table as an entry of the cache."""
+    bad: dict[int, str] | None = {} if on_bad_image == "skip" else None
+    with entries.new(folder) as (temporary, about):
+        dim: list[int] = []
+        rows, encoded = _write_images(temporary, source, side, one_size, bad, dim)
+        skipped = _skipped(source, bad or {})
         np.save(temporary / "labels.npy", source.labels[rows])
         if source.domains is not None:
             np.save(temporary / "domains.npy", source.domains[rows])
-        meta = {
-            "class_names": source.class_names,
-            "domain_names": source.domain_names,
-            "skipped": len(source.labels) - len(rows),
-            "encoded": encoded,
-        }
-        (temporary / "table.json").write_text(json.dumps(meta))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "table.json").exists():  # raise, unless another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        about["skipped"] = {"by_class": skipped.by_class, "first": skipped.first}
+        about["encoded"] = encoded
+        about["dim"] = _about_dim(dim, source.names, len(rows))
+
+
+def _about_dim(dim: Sequence[int], names: Sequence[str], count: int) -> str:
+    if not dim:
+        return ""
+    return (
+        f"{len(dim)} of {count} images are 16-bit greyscale and nearly black, e.g. {names[min(dim)]}; "
+        "if their values have 12 bits, multiply them by 16 in the files"
+    )
+
+
+def _skipped(source: Source, bad: Mapping[int, str]) -> Skipped:
+    """What is left out. Raises RequestError if a class loses more than half of its images."""
+    rows = sorted(bad)
+    all_images = np.bincount(source.labels, minlength=len(source.class_names))
+    lost = np.bincount(source.labels[rows], minlength=len(source.class_names))
+    first = [f"{source.names[row]} ({bad[row]})" for row in rows[:NAMED]]
+    for label in np.flatnonzero(lost > all_images / 2)[:1].tolist():
+        row = next(row for row in rows if source.labels[row] == label)
+        raise RequestError(
+            f"{lost[label]} of {all_images[label]} images of class {source.class_names[label]!r} cannot be decoded, "
+            f"e.g. {source.names[row]} ({bad[row]}); on_bad_image=skip leaves out at most half of a class"
+        )
+    by_class = {source.class_names[label]: int(lost[label]) for label in np.flatnonzero(lost).tolist()}
+    return Skipped(by_class, tuple(first))
 
 
 def _write_images(
-    temporary: Path, source: Source, side: int, on_bad_image: str
-) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
+    temporary: Path, source: Source, side: int, one_size: bool, bad: dict[int, str] | None, dim: list[int]
+) -> tuple[NDArray[np.int64], tuple[int, int, bool] | None]:
     """Write the source's images to a folder: decoded, or encoded if they would take too much space decoded.
 
-    Returns their positions in the source, in the order of the table, and the size of images that are kept encoded.
+    Returns their positions in the source, in the order of the table, and for images that are kept encoded the arguments
+    of `decoded`. The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of
+    16-bit images that are nearly black are put into `dim`.
     """
     blob = temporary / "images.bin"
-    spans, sizes = _spool(blob, source, on_bad_image)
-    if not sizes.any():
-        raise RequestError(NONE_LEFT)
-    height, width = sizes.max(axis=0).tolist()
-    if max(height, width) > side:
-        height = width = side
+    spans, sizes = _spool(blob, source, bad)
+    height, width, bicubic = _stored_size(sizes, side, one_size)
     order = _row_order(source.labels, source.domains)
     order = order[sizes[order].any(axis=1)]  # without images that have bad headers
     with blob.open("rb") as stream:
 
         def image(row: int) -> NDArray[np.uint8]:
             start, length = spans[row].tolist()
-            return decoded(os.pread(stream.fileno(), length, start), height, width)
+            data = os.pread(stream.fileno(), length, start)
+            pixels = decoded(data, height, width, bicubic)
+            if is_dim(data, pixels):
+                dim.append(row)
+            return pixels
 
-        images = for_each(order.tolist(), image, source.names, on_bad_image)
+        images = for_each(order.tolist(), image, source.names, bad)
         if len(order) * 3 * height * width <= LARGEST_DECODED:
             rows = _write_decoded(temporary / "images.npy", order, images, (3, height, width))
             blob.unlink()
             return rows, None
-        if on_bad_image == "skip":  # to find the bad ones, each must be decoded once
+        if bad is not None:  # to find the bad ones, each must be decoded once
             order = order[[image is not None for image in images]]
             if len(order) == 0:
                 raise RequestError(NONE_LEFT)
     np.save(temporary / "spans.npy", spans[order])
-    (temporary / "names.txt").write_text("\n".join(source.names[row] for row in order.tolist()), encoding="utf-8")
-    return order, (height, width)
+    write_names(temporary, [source.names[row] for row in order.tolist()])
+    return order, (height, width, bicubic)
 
 
-def _spool(file: Path, source: Source, on_bad_image: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _stored_size(sizes: NDArray[np.int64], side: int, one_size: bool) -> tuple[int, int, bool]:
+    """(N,2) heights and widths, zeros for bad images -> the height, width and `bicubic` that `decoded` gets."""
+    found = np.unique(sizes[sizes.any(axis=1)], axis=0)
+    if len(found) == 0:
+        raise RequestError(NONE_LEFT)
+    height, width = found.max(axis=0).tolist()
+    one_shape = bool((found[:, 0] * width == found[:, 1] * height).all())
+    if max(height, width) <= side and (len(found) == 1 or (one_size and one_shape)):
+        return height, width, True
+    return side, side, False
+
+
+def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Copy the encoded images into one file, in the order of the source, because another order may be slow to read.
 
     Returns (N,2) first bytes and lengths, and (N,2) heights and widths, zeros for a bad image to skip.
@@ -188,8 +274,9 @@ def _spool(file: Path, source: Source, on_bad_image: str) -> tuple[NDArray[np.in
             try:
                 sizes[row] = size_of(data)
             except Exception as error:  # Pillow raises many kinds for broken files
-                if on_bad_image == "stop":
+                if bad is None:
                     raise bad_image(source.names[row], error) from error
+                bad[row] = reason(error)
         stream.flush()
         os.fsync(stream.fileno())
     return spans, sizes

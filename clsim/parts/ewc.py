@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from clsim.errors import RunFailed
 from clsim.events import Part, State, Step
 from clsim.parts.regularisers import cross_entropy, require_weight, stream_classes, trained
 
@@ -21,6 +22,9 @@ class Ewc(Part):
     mean over its images of the squared gradient of the log-likelihood of each single image, with its given label (the
     empirical Fisher), on clean images and over the classes that the training loss's softmax included. (The square of
     the mean gradient of a batch would be a different quantity.)
+
+    A weight that has grown since (a head replaced by a larger one) is penalised in its old entries only, which must be
+    its first ones along each axis.
     """
 
     strength: float = 10.0  # the paper's lambda
@@ -41,7 +45,7 @@ class Ewc(Part):
     def before_backward(self, s: Step) -> None:
         weights = {name: p for name, p in trained(s.learner).items() if name in self.fisher}
         for kept in (self.fisher, self.anchor):  # a checkpoint loads them on the CPU
-            kept.update({name: kept[name].to(p.device) for name, p in weights.items()})
+            kept.update({name: _grown(name, kept[name], p) for name, p in weights.items()})
         terms = [(self.fisher[name] * (p - self.anchor[name]) ** 2).sum() for name, p in weights.items()]
         if terms:
             s.loss = s.loss + self.strength / 2 * torch.stack(terms).sum()
@@ -49,7 +53,8 @@ class Ewc(Part):
     def after_training_exp(self, s: State) -> None:
         s.learner.eval()
         for name, importance in self._importance(s).items():
-            self.fisher[name] = self.fisher.get(name, torch.zeros_like(importance)).to(importance.device) + importance
+            earlier = self.fisher.get(name, torch.zeros_like(importance))
+            self.fisher[name] = _grown(name, earlier, importance) + importance
         self.anchor |= {name: p.detach().clone() for name, p in trained(s.learner).items()}
 
     def _importance(self, s: State) -> dict[str, Tensor]:
@@ -70,3 +75,17 @@ class Ewc(Part):
 
     def load(self, state: dict[str, Any]) -> None:
         self.fisher, self.anchor = dict(state["fisher"]), dict(state["anchor"])
+
+
+def _grown(name: str, kept: Tensor, now: Tensor) -> Tensor:
+    """`kept` with the device and shape of `now`, with zeros in new entries. Raises RunFailed if entries are gone."""
+    if kept.shape == now.shape:
+        return kept.to(now.device)
+    if kept.ndim != now.ndim or any(old > new for old, new in zip(kept.shape, now.shape, strict=True)):
+        raise RunFailed(
+            f"ewc: {name} was {tuple(kept.shape)} after an earlier experience and is {tuple(now.shape)} now: it may "
+            "grow, but not shrink"
+        )
+    grown = torch.zeros_like(now, requires_grad=False)
+    grown[tuple(map(slice, kept.shape))] = kept.to(now.device)
+    return grown

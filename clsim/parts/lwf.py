@@ -18,8 +18,9 @@ class Lwf(Part):
 
     Adds ``alpha`` times the cross-entropy between two softened outputs (temperature 2) for the same augmented batch:
     of the learner before the experience (the teacher) and of the learner now (Li and Hoiem 2016, arXiv:1606.09282,
-    section 3). The paper has one head per task; here one softmax covers all classes seen earlier. The part keeps a copy
-    of the trained weights and of the buffers, never of a frozen tower. The teacher is in evaluation mode.
+    section 3). The teacher is copied after `Strategy.begin`, so it has the same shape if the learner grows. The paper
+    has one head per task; here one softmax covers all classes seen earlier. The part keeps a copy of the trained
+    weights and of the buffers, never of a frozen tower. The teacher is in evaluation mode.
     """
 
     alpha: float = 1.0  # weight of the term

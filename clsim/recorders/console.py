@@ -173,7 +173,7 @@ def report(run: Run) -> None:
         if name not in run.metrics:
             out.print(f"{name.replace('_', ' ')}: {note}")
     out.print()
-    out.print(_cost(summary["cost"]))
+    out.print(_cost(summary["cost"] | {"bank_seconds": summary.get("bank_seconds")}))
     if run.code_note is not None:
         out.print(f"\n{run.code_note}", soft_wrap=True)
     out.print(f"\n{run.directory}", soft_wrap=True)

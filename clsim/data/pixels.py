@@ -1,0 +1,117 @@
+"""The pixels of an image file: three bytes each, upright and opaque, at the image's own size or in a square.
+
+What is done with each kind of file:
+
+- rotation: the orientation in the EXIF data is applied.
+- transparency (RGBA, LA, palettes and colours marked as transparent): the image is laid on white.
+- palettes, CMYK, YCbCr and 1-bit images become RGB. Colour profiles are not applied.
+- animations: the first frame.
+- greyscale with more than 8 bits is scaled by the range of its type: 16 bits from 0..65535, 12 bits (in TIFF) from
+  0..4095. 12-bit values in a 16-bit file become nearly black, because the file does not tell that it has only 12 bits;
+  a table of such images says so on stderr.
+- 32-bit integers (TIFF; also PGM, and 16-bit PNG in older versions of Pillow) are scaled from 0..65535; images with
+  other values are refused.
+- floats are scaled from 0..1 if all values are in that range, otherwise from 0..255; images with other values are
+  refused.
+"""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+DIM = 16  # what is above 4095 of 65535 becomes at least this
+ORIENTATION = 0x0112  # numbers of EXIF and TIFF tags
+BITS_PER_SAMPLE = 258
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+LFS_POINTER = b"version https://git-lfs"
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) of the upright image, read only from the header. Raises ValueError for a git-lfs pointer."""
+    _refuse_pointers(data)
+    with Image.open(io.BytesIO(data)) as image:
+        # Pillow turns TIFF files itself; to look for EXIF data it decodes a PNG file, which is slow
+        silent = image.format == "TIFF" or (image.format == "PNG" and b"eXIf" not in data and "exif" not in image.info)
+        if not silent and image.getexif().get(ORIENTATION) in SIDEWAYS:
+            return image.width, image.height
+        return image.height, image.width
+
+
+def decoded(data: bytes, height: int, width: int, bicubic: bool = False) -> NDArray[np.uint8]:
+    """Encoded bytes -> (3, height, width): unchanged, or scaled to cover that size and cut to its centre.
+
+    Raises ValueError for values outside of the ranges above, and many kinds of errors for broken files.
+    """
+    rgb = upright(data)
+    if rgb.size != (width, height):
+        rgb = covering(rgb, height, width, bicubic)
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def covering(rgb: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
+    """The image scaled to cover height x width, and cut to its centre; what is cut is what a centre crop loses.
+
+    A larger image is reduced with a bicubic filter. A smaller one is enlarged with a bilinear filter, as the evaluation
+    transform does: so it sees the same image whether the stored image was enlarged or not. With `bicubic` the bicubic
+    filter is used for both.
+    """
+    enlarged = height > rgb.height or width > rgb.width
+    how = Image.Resampling.BILINEAR if enlarged and not bicubic else Image.Resampling.BICUBIC
+    return ImageOps.fit(rgb, (width, height), how)
+
+
+def upright(data: bytes) -> Image.Image:
+    """Encoded bytes -> the image at its own size, as RGB. Raises as `decoded`."""
+    _refuse_pointers(data)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # in place: a copy would not have the tags of a TIFF file
+        return _rgb(image)
+
+
+def is_dim(data: bytes, pixels: NDArray[np.uint8]) -> bool:
+    """Whether an image with these pixels is 16-bit greyscale and nearly black, e.g. 12-bit values in a 16-bit file."""
+    if (pixels >= DIM).any():
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _refuse_pointers(data: bytes) -> None:
+    if data.startswith(LFS_POINTER):
+        raise ValueError("it is a git-lfs pointer, not the image: `git lfs pull` gets the images")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, on white if it has transparency."""
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        return _deep_grey(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        drawing = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), drawing).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 or 32 bits as RGB."""
+    values = np.asarray(image).astype(np.float64)
+    grey = values * (255 / _largest(image, values))
+    if "transparency" in image.info:  # the one value that is transparent
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+
+
+def _largest(image: Image.Image, values: NDArray[np.float64]) -> int:
+    """The value that is white. Raises ValueError if there are values outside of the range."""
+    if image.mode == "F":
+        largest = 1 if (values <= 1).all() else 255
+        allowed = "floats are 0 to 1 or 0 to 255"
+    else:
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE)
+        largest = 4095 if bits == (12,) else 65535
+        allowed = f"integers are 0 to {largest}"
+    if not ((values >= 0) & (values <= largest)).all():  # also if some are NaN
+        raise ValueError(f"its values run from {values.min():g} to {values.max():g}; {allowed}")
+    return largest
