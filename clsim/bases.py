@@ -72,7 +72,7 @@ class PromptPools(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, "lr_base", *(name for name in ("pull",) if hasattr(self, name)))
+        self.at_least(0, "lr_base")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

@@ -125,6 +125,7 @@ class L2P(PromptPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "pool_size", "prompt_length", "top_k")
+        self.at_least(0, "pull")
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be selected from a pool of pool_size={self.pool_size}")
 
@@ -139,9 +140,8 @@ class L2P(PromptPools):
         s.learner_as(PromptedTower).used += votes(s.outputs_as(PoolOutputs).chosen, self.pool_size)
 
     def caveats(self) -> list[str]:
-        if self.selection_test == "batch":
-            return ["selection_test=batch: a test image's prediction depends on the images in its batch"]
-        return []
+        text = "selection_test=batch: a test image's prediction depends on the images in its batch"
+        return [text] if self.selection_test == "batch" else []
 
     def after_training_exp(self, s: State) -> None:
         learner = s.learner_as(PromptedTower)
