@@ -20,8 +20,12 @@ def build_learner(
 ) -> tuple[nn.Module, Tower | None]:
     """The learner, initialised from its own random stream, and the image tower for the feature bank if one is used.
 
-    If the run computes in bfloat16, towers that stay frozen are kept in it, so nothing is cast at each step.
+    If the run computes in bfloat16, towers that stay frozen are kept in it, so nothing is cast at each step. Raises
+    RequestError if the strategy reads anything but images and features.
     """
+    reads = strategy.reads()
+    if not reads or not {"images", "features"}.issuperset(reads):
+        raise RequestError(f'{type(strategy).__name__}.reads() must return "images", "features" or both, not {reads!r}')
     image = backbone.image
     image.pixels = replace(image.pixels, interpolation=strategy.interpolation)
     if not strategy.normalise:
@@ -30,7 +34,7 @@ def build_learner(
         torch.manual_seed(rng.derive(seed, "initialisation"))
         learner = strategy.build(backbone, info)
     bank_tower = None
-    if "features" in strategy.reads():
+    if "features" in reads:
         bank_tower = image if _frozen(image) else copy.deepcopy(image).requires_grad_(False)
         bank_tower.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     for tower in backbone.towers():
