@@ -75,7 +75,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
     for each in OPTIONS.values():
-        run.add_argument(flag(each.name), metavar=each.metavar, help=each.help)
+        action = "append" if each.name == "with" else "store"  # `--with A --with B` is `--with A,B`
+        run.add_argument(flag(each.name), action=action, metavar=each.metavar, help=each.help)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ class Run:
     """A finished run: its configuration, its results, and its final learner."""
 
     directory: Path
-    config: dict[str, Any]  # config.toml
-    matrix: dict[str, Any]  # correct, total, experiences, classes: see matrix.json
-    summary: dict[str, Any]  # summary.json
+    config: dict[str, Any] = field(repr=False)  # config.toml
+    matrix: dict[str, Any] = field(repr=False)  # correct, total, experiences, classes: see matrix.json
+    summary: dict[str, Any] = field(repr=False)  # summary.json
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -124,7 +124,7 @@ class Run:
 
     @cached_property
     def _predictor(self) -> Any:
-        from clsim.prediction import Predictor  # late: it needs torch, and it imports this module
+        from clsim.prediction import Predictor  # late: it imports torch
 
         return Predictor(self.directory)
 

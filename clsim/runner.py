@@ -45,6 +45,7 @@ def run(**options: Any) -> Run | list[Run]:
 
     Keywords are the options of the command line, with underscores, and fields of the strategy. Fields of the scenario
     are given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
+    Nothing is printed, except with ``quiet=False``.
     """
     fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
     toml = options.pop("config", None)

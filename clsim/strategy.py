@@ -112,7 +112,7 @@ class Strategy(Part):
         `backbone.image` is the image tower, `backbone.text` the text tower or None. Both are frozen; call
         `backbone.image.requires_grad_()` to train one.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define build(self, backbone, info)")
 
     def begin(self, learner: nn.Module, experience: ExperienceInfo) -> None:
         """Prepare the learner for an experience, before its optimizer is made: add a head, choose what learns.

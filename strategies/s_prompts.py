@@ -89,8 +89,7 @@ def centres(features: Tensor, count: int, seed: int) -> Tensor:
 
 @dataclass(kw_only=True)
 class SPrompts(PromptPools):
-    """S-Prompts: a set of prompts and a head for each experience, chosen by nearest centre. Wang et al. 2022,
-    arXiv:2207.12819.
+    """S-Prompts: prompts and a head for each experience, chosen by nearest centre. Wang et al. 2022, arXiv:2207.12819.
 
     This is the image version (S-iPrompts): prompts at the input of a frozen tower. The centres are from k-means over
     the frozen tower's features, scaled to unit length; distances are Euclidean. If the protocol reveals the task, the

@@ -71,6 +71,12 @@ def test_options_reach_the_plan(runner: Any) -> None:
     assert configs[1].preset == "paper"
 
 
+def test_parts_of_a_repeated_option_are_all_kept(runner: Any) -> None:
+    assert cli.main(["run", "--strategy", "l2p", "--with", "er:30", "--with=ewc:10"]) == 0
+    (((one,), _),) = runner.calls
+    assert one.parts == ("er:30", "ewc:10")
+
+
 def test_fields_may_be_written_as_options(runner: Any) -> None:
     arguments = ["--lr", "0.1", "--top-k=3", "pull=0.2", "--seed", "0-1", "--scenario.train-per-class", "5", "--quiet"]
     assert cli.main(["run", *arguments]) == 0
