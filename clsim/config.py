@@ -17,12 +17,12 @@ from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
 from clsim.field_values import check, field_types, in_toml, make, resolved, split_field
 from clsim.named_parts import NamedPart, named_part, split, under_one_name
-from clsim.options import HASHED, NOT_COMPARED, OPTIONS, PATHS, flag
+from clsim.options import HASHED, OPTIONS, PATHS, flag
 from clsim.plugin_paths import absolute, found_near
 
 LARGEST_FILE = 1 << 20  # bytes of a configuration
 
-__all__ = ["NOT_COMPARED", "OPTIONS", "PATHS", "RunConfig", "cache_dir", "check", "make", "plan"]
+__all__ = ["OPTIONS", "PATHS", "RunConfig", "cache_dir", "check", "make", "plan"]
 
 
 # one run

@@ -45,7 +45,6 @@ class Loop:
     parts: Sequence[Part]  # after the strategy's own handlers, in this order: its parts, then recorders
     bf16: bool
     save: Callable[["Loop"], None]  # called at points from which the run can be resumed
-    log: Callable[[State, str, object], None] = lambda s, name, value: None
     save_seconds: float = math.inf  # seconds between saves inside an experience
     eval_every: int | None = None  # images of the stream between evaluations inside an experience
     inside: bool = False  # whether the current experience has begun and not ended: a resumed run continues it
@@ -53,7 +52,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
-        self.tools = Tools(self.state.learner, self.train_loader, how, self.bf16, self.log)
+        self.tools = Tools(self.state.learner, self.train_loader, how, self.bf16)
         self.state.tools = self.tools
         self.state.mask = self.strategy.mask
         self._losses: list[Tensor] = []  # of the updates since the last check

@@ -204,10 +204,9 @@ OPTIONS: dict[str, Option] = {
         Option(
             "eval_every",
             "N",
-            "also evaluate inside an experience, after every N images",
+            "also evaluate inside an experience, after every N images; such a run has its own directory",
             at_least(1, int | None),
             hashed=True,
-            compared=True,
             per_run=True,
         ),
         Option(

@@ -21,8 +21,3 @@ class Outputs:
 def as_outputs(returned: Outputs | Tensor) -> Outputs:
     """A learner's result as Outputs."""
     return returned if isinstance(returned, Outputs) else Outputs(returned)
-
-
-def logits_of(returned: Outputs | Tensor) -> Tensor:
-    """(B, num_classes) logits of a learner's result."""
-    return returned.logits if isinstance(returned, Outputs) else returned

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clsim import provenance, rundir
 from clsim.errors import RequestError
+from clsim.options import NOT_COMPARED
 
 # keys that every reader of these files needs
 NEEDED = {
@@ -20,8 +21,6 @@ NEEDED = {
     rundir.MATRIX: ("correct", "total", "experiences"),
     rundir.SUMMARY: ("scenario", "strategy", "backbone", "seed", "config_hash", "metrics", "cost"),
 }
-# options about paths, the request or the display of a run: no result depends on them
-NO_SETTINGS = ("seed", "out", "data_dir", "preset", "checkpoint_minutes", "eval_every")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The fields of the strategy, and the options that a result may depend on."""
         fields = {key: value for key, value in self.config["strategy"].items() if key != "name"}
-        elsewhere = (*NO_SETTINGS, "scenario", "strategy", "backbone")
-        options = {key: value for key, value in self.config.items() if key not in elsewhere}
+        options = {key: value for key, value in self.config.items() if key not in NOT_COMPARED}
         if "device" in options:
             options["device"] = options["device"].partition(":")[0]  # cuda:0 and cuda:1 are the same, as in the hash
         return fields | options

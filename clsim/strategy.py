@@ -98,11 +98,10 @@ class Strategy(Part):
         True if it uses boundaries: the mask "current", its own life cycle, parts that handle experiences. A part that
         works without boundaries has an attribute `needs_boundaries = False`.
         """
-        used = ("begin", "epochs_for", "fit", "before_training_exp", "after_training_exp")
         own = type(self)
-        if self.mask == "current" or any(getattr(own, name) is not getattr(Strategy, name, None) for name in used[:3]):
-            return True
-        return any(hasattr(own, name) for name in used[3:]) or any(map(waits_for_boundaries, self.parts()))
+        life_cycle = any(getattr(own, name) is not getattr(Strategy, name) for name in ("begin", "epochs_for", "fit"))
+        handlers = any(hasattr(own, name) for name in ("before_training_exp", "after_training_exp"))
+        return self.mask == "current" or life_cycle or handlers or any(map(waits_for_boundaries, self.parts()))
 
     # the learner and its life cycle
 
@@ -198,10 +197,8 @@ class Strategy(Part):
 
 def waits_for_boundaries(part: Part) -> bool:
     """Whether a part must know where an experience begins or ends."""
-    said = getattr(part, "needs_boundaries", None)
-    return (
-        bool(said) if said is not None else any(hasattr(part, f"{when}_training_exp") for when in ("before", "after"))
-    )
+    handlers = hasattr(part, "before_training_exp") or hasattr(part, "after_training_exp")
+    return bool(getattr(part, "needs_boundaries", handlers))
 
 
 def allowed_classes(s: Step, mask: str) -> Tensor:

@@ -106,7 +106,7 @@ def test_costs_that_a_run_does_not_have_are_dashes(tmp_path: Path) -> None:
     summary = json.loads((directory / "summary.json").read_text())
     summary["cost"] = {"trainable_parameters": 7}
     (directory / "summary.json").write_text(json.dumps(summary))
-    assert compare.report([tmp_path]).splitlines()[-1].split()[-7:] == ["7", "-", "-", "-", "12.0", "-", "-"]
+    assert compare.report([tmp_path]).splitlines()[-1].split()[-8:] == ["7", "-", "-", "-", "12.0", "-", "-", "-"]
 
 
 def test_picture_and_tensorboard(tmp_path: Path, capsys: Any) -> None:

@@ -15,7 +15,7 @@ from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.learner import learner_state, load_learner, replay
-from clsim.outputs import as_outputs, logits_of
+from clsim.outputs import as_outputs
 from clsim.parts.prompt_pools import (
     AppendedTokens,
     PerExperience,
@@ -81,7 +81,7 @@ def learn(strategy, s, steps=2):
 
 
 def logits(learner, batch):
-    return logits_of(learner(batch))
+    return as_outputs(learner(batch)).logits
 
 
 def trained(learner):

@@ -17,7 +17,7 @@ from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.data.transforms import InputSpec
 from clsim.errors import RequestError
 from clsim.learner import build_learner
-from clsim.outputs import logits_of
+from clsim.outputs import as_outputs
 from clsim.parts import tuners
 from clsim.prediction import Predictor
 from clsim.strategies.lora import LowRank
@@ -131,7 +131,7 @@ def test_on_text_there_is_no_head_and_both_towers_count_twice(name):
 
 
 def gradients(learner, batch):
-    nn.functional.cross_entropy(logits_of(learner(batch)), batch.labels).backward()
+    nn.functional.cross_entropy(as_outputs(learner(batch)).logits, batch.labels).backward()
     return {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
