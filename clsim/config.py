@@ -207,7 +207,10 @@ def plan(
 
 
 def _pairs(fields: Sequence[str]) -> dict[str, str]:
-    """``name=value`` texts as a mapping. Raises RequestError if one has no value, or two have the same name."""
+    """``name=value`` texts as a mapping; of two in one spelling the last one counts, as scripts rely on.
+
+    Raises RequestError if one has no value, or if a name is given in two spellings.
+    """
     found: dict[str, str] = {}
     for text in fields:
         if "=" not in text and (kinds := plugins.kinds(text)):
@@ -217,8 +220,9 @@ def _pairs(fields: Sequence[str]) -> dict[str, str]:
             raise RequestError(f"{text!r} is a backbone: write --backbone {text}")
         name, value = split_field(text)
         other = next((each for each in found if _plain(each) == _plain(name)), name)
-        if found.setdefault(other, value) != value:
+        if other != name and found[other] != value:
             raise RequestError(f"{_plain(name)} is given twice: {other}={found[other]} and {name}={value}")
+        found[name] = value
     return found
 
 

@@ -83,14 +83,17 @@ def describe(kind: Kind, name: str) -> Description:
     """A plug-in's description, from its source only. Raises RequestError if it is unknown or cannot be read."""
     place = _find(kind, name)
     own = _plugin_class(kind, place)
-    merged, constants = _base(kind)
+    merged: dict[str, Field | None]
+    merged, constants = dict(_base(kind)[0]), _base(kind)[1]
     for written in reversed(lineage(own, BASES[kind][0])):
         declared, assigned = body(written)
         constants = constants | assigned
+        for constant in assigned:  # a field that redefines a class variable takes its position, as in dataclasses
+            merged.setdefault(constant, None)
         for each in declared:  # a redefined field keeps its position, and its old help text if it has no new one
             above = merged.get(each.name)
             meaning = each.meaning or (above.meaning if above else "")
-            merged = merged | {each.name: replace(each, meaning=meaning)}
+            merged[each.name] = replace(each, meaning=meaning)
     doc = ast.get_docstring(own.node) or ast.get_docstring(own.file.tree) or ""
     names = body(own)[1]  # other names are not inherited: they belong to the base class
     return Description(
@@ -100,7 +103,7 @@ def describe(kind: Kind, name: str) -> Description:
         class_name=own.node.name,
         summary=doc.partition("\n")[0],
         doc=doc,
-        fields=tuple(merged.values()),
+        fields=tuple(each for each in merged.values() if each is not None),
         presets=_presets(constants, own),
         short=tuple(_literal(constants, "short", own, ())),
         aliases=_literal(names, "aliases", own, {}),

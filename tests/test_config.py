@@ -638,3 +638,8 @@ def test_data_and_devices_that_are_not_there_are_refused_before_a_run(tmp_path: 
         with pytest.raises(RequestError, match=message):
             runner.run(out=tmp_path / "runs", **{"scenario.train_per_class": 2}, **given)
     assert not (tmp_path / "runs").exists()
+
+
+def test_of_a_field_given_twice_in_one_spelling_the_last_counts(tmp_path: Path) -> None:
+    (only,) = config.plan({"out": tmp_path}, ["lr_base=0", "lr=1", "lr=2"], None)
+    assert only.strategy_fields["lr"] == 2.0

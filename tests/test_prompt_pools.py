@@ -224,7 +224,7 @@ def test_what_evaluation_needs_is_saved_with_the_learner(kind):
     for index in range(2):
         learn(strategy, begin(strategy, learner, index))
     again = strategy.build(load_backbone("vit_nano"), INFO)
-    replay(strategy, again, [experience_of(0), experience_of(1)], seed=0)
+    replay(strategy, again, [experience_of(0), experience_of(1)], seed=0, device=torch.device("cpu"))
     load_learner(again, learner_state(learner))
     batch = batch_of(learner)
     with torch.no_grad():

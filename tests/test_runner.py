@@ -96,7 +96,7 @@ def test_killed_at_any_moment_it_ends_bit_identical(at, minutes, unbroken, tmp_p
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
-    process = command("--strategy", "finetune", "epochs=200", cwd=tmp_path)
+    process = command("--strategy", "finetune", "--checkpoint-minutes", "0", "epochs=200", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("state.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -295,8 +295,12 @@ def test_a_timm_model_without_a_network_names_both_ways_out(monkeypatch):
 
     from clsim.backbones.load import load_backbone
 
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
+    create = timm.create_model
+
+    def unreachable(*args, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no network")
+        return create(*args, pretrained=False, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(RequestError, match="with network access.*--weights FILE"):

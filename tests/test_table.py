@@ -19,7 +19,8 @@ from clsim import checkpoint
 from clsim.data import entries
 from clsim.data import table as table_module
 from clsim.data.encoded import EncodedImages
-from clsim.data.readers import Source, read_folder, read_parquet
+from clsim.data.folders import read_folder
+from clsim.data.readers import Source, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 

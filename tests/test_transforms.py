@@ -121,7 +121,7 @@ def test_augmentation_is_bicubic_where_the_pixels_are():
 
 def test_the_text_of_pixels_names_the_interpolation_only_where_it_is_not_bilinear():
     # fingerprints of towers and of features are made from this text
-    plain = "InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
+    plain = "Pixels(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
     assert repr(InputSpec(32, crop=1.0)) == repr(InputSpec(32, crop=1.0, interpolation="bilinear")) == f"{plain})"
     assert repr(InputSpec(32, crop=1.0, interpolation="bicubic")) == f"{plain}, interpolation='bicubic')"
 

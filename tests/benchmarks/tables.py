@@ -115,15 +115,13 @@ def cell(runs: Sequence[Run], figure: str) -> str:
 def costs(runs: Sequence[Run]) -> Row:
     """What the runs cost: counts of the first, which all share, and the means of what was measured."""
     cost = runs[0].summary["cost"]
-    speed, peak = (
-        sum(run.summary["cost"][name] for run in runs) / len(runs)
-        for name in ("images_per_second", "peak_memory_bytes")
-    )
+    speeds = [speed for run in runs if (speed := run.summary["cost"]["images_per_second"]) is not None]
+    peak = sum(run.summary["cost"]["peak_memory_bytes"] for run in runs) / len(runs)
     return {
         "trainable parameters": f"{cost['trainable_parameters']:,}",
         "% of backbone": f"{100 * cost['trainable_parameters'] / cost['backbone_parameters']:.3g}",
         "stored per experience": size_text(cost["stored_bytes_per_experience"]),
-        "training images/s": f"{speed:,.0f}",
+        "training images/s": f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-",
         "peak memory": size_text(peak),
     }
 
