@@ -89,15 +89,15 @@ def _class_named(name: str, file: File, line: float = math.inf) -> Class | None:
 def _source(name: str, file: File) -> tuple[File, str] | None:
     """The file that a (dotted) name is imported from, and its name there; None if it is not imported."""
     first, dot, rest = name.partition(".")
-    imported = _imported(file).get(first)
-    if imported is None:
+    bound = imported(file).get(first)
+    if bound is None:
         return None
-    module, _, inner = f"{imported}{dot}{rest}".rpartition(".")
+    module, _, inner = f"{bound}{dot}{rest}".rpartition(".")
     path = _in_package(file.path, module) if module.startswith(".") else module_file(module)
     return (read(path), inner) if path is not None and path.suffix == ".py" else None
 
 
-def _imported(file: File) -> dict[str, str]:
+def imported(file: File) -> dict[str, str]:
     """The names that import statements at a file's top level bind: name -> dotted name of the imported object."""
     found: dict[str, str] = {}
     for node in file.tree.body:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import clsim
 from clsim import provenance
 from clsim.errors import RequestError, unknown
-from clsim.plugin_source import Class, Field, body, is_dataclass, lineage, module_file, read
+from clsim.plugin_source import Class, Field, body, imported, is_dataclass, lineage, module_file, read
 
 Kind = Literal["strategies", "scenarios", "parts"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios", "parts")
@@ -150,8 +150,8 @@ def load(kind: Kind, name: str) -> type[Any]:
     ) as error:  # any mistake in a plug-in: its author needs the name, the file and the reason
         raise RequestError(f"cannot import {SINGULAR[kind]} {name!r} ({place.path}): {_reason(error)}") from error
     found: type[Any] = getattr(module, described.class_name)
-    for file, imported in _texts(found).items():
-        if imported != provenance.source(file):
+    for file, text in _texts(found).items():
+        if text != provenance.source(file):
             raise RequestError(f"{file} was changed after it was imported: start Python again to use the new text")
     configured = {each.name for each in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
     for each in described.fields:
@@ -179,17 +179,40 @@ def path_in(name: str) -> str | None:
 def identity(name: str, cls: type[Any]) -> str:
     """A plug-in's contribution to a run's hash: its short name and a digest of its class's and base classes' files.
 
-    Left out are clsim's own root classes (they are in the digest of clsim's code) and classes of Python and torch.
+    The files that a user's own file imports from its folder count, too. Left out are clsim's own root classes (they are
+    in the digest of clsim's code) and classes of Python and torch.
     """
     return f"{name.rpartition(':')[2]}@{provenance.digest(_texts(cls).values())}"
 
 
 def _texts(cls: type[Any]) -> dict[Path, str]:
-    """The files of a class and of its base classes, with the texts that were imported."""
+    """The files of a class, of its base classes and of what these import from their folder, as they were imported."""
     foreign = {*sys.stdlib_module_names, "torch", "numpy"}
     modules = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__ not in ROOTS)
-    files = {name: sys.modules[name].__file__ for name in modules if name.partition(".")[0] not in foreign}
-    return {Path(file): _imported_text(name, Path(file)) for name, file in files.items() if file is not None}
+    waiting = [name for name in modules if name.partition(".")[0] not in foreign]
+    found: dict[Path, str] = {}
+    for name in waiting:  # grows while it is read
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file) in found:
+            continue
+        found[Path(file)] = _imported_text(name, Path(file))
+        if name.partition(".")[0] != "clsim":
+            waiting += _neighbours(Path(file))
+    return found
+
+
+def _neighbours(path: Path) -> list[str]:
+    """The modules that a file imports at its top level from its own folder, or from folders in it."""
+    found = []
+    for dotted in imported(read(path)).values():
+        names = [dotted.rsplit(".", cut)[0] for cut in range(dotted.count(".") + 1)]
+        name = next((each for each in names if each in sys.modules), "")
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and path.parent in Path(file).parents:
+            inside = Path(file).relative_to(path.parent).parts
+            if not {"site-packages", "clsim"} & {*inside, name.partition(".")[0]}:
+                found.append(name)
+    return found
 
 
 @cache

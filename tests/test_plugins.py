@@ -318,6 +318,28 @@ def test_a_base_class_edited_after_its_import_is_refused_and_does_not_change_the
         plugins.load("strategies", name)
 
 
+def test_files_that_a_users_file_imports_from_its_folder_are_part_of_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clsim_deeper.py").write_text("RATE = 1\n")
+    helper = tmp_path / "clsim_helper.py"
+    helper.write_text("import math\nfrom clsim_deeper import RATE\n\n\ndef weight():\n    return RATE\n")
+    text = "from clsim import Strategy\nfrom clsim_helper import weight\n\n\nclass Mine(Strategy):\n    pass\n"
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    name, found = f"{tmp_path}/mine.py:Mine", []
+    for file in (None, helper, tmp_path / "clsim_deeper.py"):
+        if file is not None:
+            file.write_text(file.read_text().replace("return RATE", "return 2 * RATE").replace("= 1", "= 3"))
+        for module in [
+            each for each in sys.modules if each.startswith(("clsim_helper", "clsim_deeper", "clsim_file_"))
+        ]:
+            monkeypatch.delitem(sys.modules, module)  # as in a new process
+        plugins._imported_text.cache_clear()
+        found.append(plugins.identity(name, plugins.load("strategies", name)))
+    assert len(set(found)) == 3
+
+
 def test_identity_of_a_built_in_covers_its_family_and_not_the_roots() -> None:
     files = [plugins.describe("strategies", "lora").path, Path(bases.__file__)]
     texts = [provenance.source(file) for file in files]
