@@ -207,10 +207,7 @@ def plan(
 
 
 def _pairs(fields: Sequence[str]) -> dict[str, str]:
-    """``name=value`` texts as a mapping; of two in one spelling the last one counts, as scripts rely on.
-
-    Raises RequestError if one has no value, or if a name is given in two spellings.
-    """
+    """``name=value`` texts as a mapping; the last one of a name counts. Raises RequestError for two spellings of one."""
     found: dict[str, str] = {}
     for text in fields:
         if "=" not in text and (kinds := plugins.kinds(text)):
