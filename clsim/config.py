@@ -207,7 +207,7 @@ def plan(
 
 
 def _pairs(fields: Sequence[str]) -> dict[str, str]:
-    """``name=value`` texts as a mapping; the last one of a name counts. Raises RequestError for two spellings of one."""
+    """``name=value`` texts as a mapping; a name's last one counts. Raises RequestError for two spellings of a name."""
     found: dict[str, str] = {}
     for text in fields:
         if "=" not in text and (kinds := plugins.kinds(text)):
@@ -241,8 +241,7 @@ def _command_line(options: Mapping[str, Any], pairs: Mapping[str, Any]) -> _Laye
         if not key or (dot and not prefix):
             raise RequestError(f"{name}={value} names no field: write x=1, STRATEGY.x=1 or scenario.x=1")
         if not dot and layer.every.get(key, value) != value:
-            both = f"{flag(key)} {layer.every[key]} and {name}={value}"
-            raise RequestError(f"{key} is given twice: {both}")
+            raise RequestError(f"{key} is given twice: {flag(key)} {layer.every[key]} and {name}={value}")
         if name.startswith("--"):
             layer.flags.add(key)
         table = (
