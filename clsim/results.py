@@ -46,7 +46,7 @@ class Run:
         cost = dict(self.summary["cost"])
         if cost.get("backbone_parameters") and "trainable_parameters" in cost:
             cost["trainable_percent"] = 100 * cost["trainable_parameters"] / cost["backbone_parameters"]
-        return {**cost, **self.metrics, "seconds": self.summary.get("seconds")}
+        return {**cost, **self.metrics, **{name: self.summary.get(name) for name in ("seconds", "bank_seconds")}}
 
     @cached_property
     def scenario_settings(self) -> dict[str, Any]:

@@ -354,6 +354,7 @@ def test_the_bank_costs_every_run_the_same_whoever_fills_it(tmp_path, monkeypatc
     assert untrained.summary["bank_seconds"] == first.summary["bank_seconds"]
     assert untrained.summary["cost"]["images_per_second"] is None, "it takes no steps"
     assert small(strategy="finetune", out=tmp_path).summary["bank_seconds"] == 0
+    assert first.figures["bank_seconds"] == first.summary["bank_seconds"], "comparisons have a column for it"
 
 
 def test_ncm_and_linear_fill_one_bank_with_the_same_bits(tmp_path, monkeypatch):
