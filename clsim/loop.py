@@ -20,6 +20,7 @@ from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
 from clsim.learner import begin
+from clsim.parts.regularisers import trained
 from clsim.strategy import Strategy
 from clsim.tools import Tools
 
@@ -79,8 +80,7 @@ class Loop:
             self._learn(experience, single=len(experiences) == 1)
             s.trained = experience.index + 1
             self._skip_rows_up_to(experience.index)
-            columns = self.rules.tested_after(experience.index, self.benchmark.test_stream, self.strategy.scores_unseen)
-            self._evaluate(columns)
+            self._evaluate(self._columns(experience.index))
             self._save()
         self._raise("after_training", s)
 
@@ -96,6 +96,10 @@ class Loop:
         """Whether accuracies before any training are meaningful."""
         whole = num_experiences == len(self.benchmark.train_stream)
         return whole and self.rules.tests_ahead(self.strategy.scores_unseen)
+
+    def _columns(self, index: int) -> Sequence[Experience]:
+        """The test experiences to evaluate after learning experience `index`."""
+        return self.rules.tested_after(index, self.benchmark.test_stream, self.strategy.scores_unseen)
 
     def _skip_rows_up_to(self, index: int) -> None:
         """Empty rows for experiences that were learned together with this one (joint training)."""
@@ -251,7 +255,6 @@ class Loop:
         s, began = self.state, working_seconds()
         self._check_weights()
         self._raise("before_eval", s)
-        s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         row, tasks = self._counts(columns, events=True)
         s.correct.append(row)
         if tasks is not None:
@@ -272,12 +275,8 @@ class Loop:
             return
         s, began = self.state, working_seconds()
         with torch.random.fork_rng(devices=[]):
-            columns = self.rules.tested_after(
-                s.experience.index, self.benchmark.test_stream, self.strategy.scores_unseen
-            )
-            row, _ = self._counts(columns, events=False)
+            row, _ = self._counts(self._columns(s.experience.index), events=False)
         s.learner.train()
-        s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         s.anytime.append({"images": self.cost.images, "step": s.step, "correct": row})
         took = working_seconds() - began
         self.cost.seconds_evaluation += took
@@ -288,7 +287,8 @@ class Loop:
         """Two counts for each test experience: images with the correct class, and images with the correct task."""
         s = self.state
         s.learner.eval()
-        row: list[int | None] = [None] * len(self.benchmark.test_stream)
+        s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
+        row: list[int | None] = [None] * len(s.total)
         tasks, detected = list(row), False
         unseen = self.strategy.scores_unseen or not (s.trained or s.seen)
         others = tuple(range(s.info.num_classes)) if unseen else s.seen
@@ -315,11 +315,11 @@ class Loop:
 
     def _check_weights(self) -> None:
         """Raises RunFailed if a weight is not finite: a step may spoil weights while its own loss was fine."""
-        trained = {name: p for name, p in self.state.learner.named_parameters() if p.requires_grad}
-        if not trained:
+        weights = trained(self.state.learner)
+        if not weights:
             return
-        finite = torch.stack([p.detach().isfinite().all() for p in trained.values()]).cpu().tolist()
-        wrong = [name for name, fine in zip(trained, finite, strict=True) if not fine]
+        finite = torch.stack([p.detach().isfinite().all() for p in weights.values()]).cpu().tolist()
+        wrong = [name for name, fine in zip(weights, finite, strict=True) if not fine]
         if wrong:
             raise RunFailed(f"{wrong[0]} is not finite {self._after()}; the last checkpoint is kept. Try a smaller lr")
 

@@ -277,3 +277,17 @@ def broken_off(monkeypatch) -> Callable[..., dict[str, Any]]:
         return made[-1] if made else {}
 
     return call
+
+
+@pytest.fixture
+def no_download(monkeypatch) -> None:
+    """timm makes models without pretrained weights, and asking for these is a failure."""
+    import timm
+
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        assert not pretrained, "nothing may be downloaded"
+        return create(name, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)

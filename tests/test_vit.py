@@ -268,14 +268,7 @@ def test_a_local_file_of_another_size_is_resampled_and_one_of_another_model_does
         (-16, "--image-size -16"),
     ],
 )
-def test_sizes_that_patches_do_not_tile_are_refused_before_weights_are_asked_for(monkeypatch, size, words):
-    create = timm.create_model
-
-    def offline(name, pretrained=False, **options):
-        assert not pretrained, "nothing may be downloaded for a size that does not fit"
-        return create(name, pretrained=pretrained, **options)
-
-    monkeypatch.setattr(timm, "create_model", offline)
+def test_sizes_that_patches_do_not_tile_are_refused_before_weights_are_asked_for(no_download, size, words):
     with pytest.raises(RequestError, match=words):
         load_backbone("vit_tiny_patch16_224.augreg_in21k", None, size)
     with pytest.raises(RequestError, match="'resnet18' is a ResNet; image towers are timm VisionTransformers"):
