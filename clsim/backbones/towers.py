@@ -32,6 +32,10 @@ class TunerHooks:
         """The hooks of one forward pass; values that all blocks use can be computed here once."""
         return self
 
+    def patches(self, tokens: Tensor) -> Tensor:
+        """(B,N,D) embedded patches of images, before class token and positions are added -> the same shape."""
+        return tokens
+
     def enter(self, block: int, tokens: Tensor) -> Tensor:
         """(B,N,D) tokens before a block -> the block's input tokens, of any number."""
         return tokens
