@@ -1,9 +1,9 @@
-"""Towers: pretrained transformers with one interface, and four places (hooks) at which a tuner can change them.
+"""Towers: pretrained transformers with one interface, and five places (hooks) at which a tuner can change them.
 
-A tower has the library's weights but its own short forward code, block by block, so that tuners can change the tokens
-entering a block, its keys and values, the output of its branches, and its weights. Two things make it faster than the
-library's forward. Attention is two plain matrix products: on CPUs, at these lengths, they train faster than the fused
-kernel. And the last block computes only the tokens that are read.
+A tower has the library's weights but its own short forward code, block by block, so that tuners can change the embedded
+patches, the tokens entering a block, its keys and values, the output of its branches, and its weights. Two things make
+it faster than the library's forward. Attention is two plain matrix products: on CPUs, at these lengths, they train
+faster than the fused kernel. And the last block computes only the tokens that are read.
 """
 
 import hashlib
