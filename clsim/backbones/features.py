@@ -52,7 +52,7 @@ class FeatureBank:
         threads = f"/{torch.get_num_threads()} threads" if device.type == "cpu" else ""
         key = f"{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}{threads}"
         if view is not None:
-            key += f"/view {view.number}, crops from {view.how.crop_min}{', mirrored' * view.how.flip}"
+            key += f"/view {view.number}, {view.how}"
         self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
         if not self.folder.exists():
             self._create()
