@@ -6,6 +6,7 @@ all of them, on any device.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -105,10 +106,13 @@ def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
     return resample(images, box.expand(len(images), 4), pixels)
 
 
-def random_boxes(count: int, height: int, width: int, how: Augmentation, generator: torch.Generator) -> Tensor:
+def random_boxes(
+    count: int, height: int | Tensor, width: int | Tensor, how: Augmentation, generator: torch.Generator
+) -> Tensor:
     """(count, 4) random boxes: area uniform in [crop_min, 1], aspect ratio log-uniform in [3/4, 4/3].
 
-    If a box does not fit into the image, it takes the nearest ratio at which its area fits.
+    `height` and `width` are one number for all images, or (count,) numbers. If a box does not fit into its image, it
+    takes the nearest ratio at which its area fits.
     """
     draw = torch.rand(count, 5, generator=generator)
     share = how.crop_min + (1 - how.crop_min) * draw[:, 0]
@@ -126,8 +130,15 @@ def random_boxes(count: int, height: int, width: int, how: Augmentation, generat
     return torch.stack([top, top + crop_height, left, right], dim=1)
 
 
-def augmented(images: Tensor, pixels: InputSpec, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, mirrored at random."""
-    height, width = images.shape[-2:]
-    boxes = random_boxes(len(images), height, width, how, generator)
-    return resample(images, boxes.to(images.device), pixels)
+def augmented(
+    images: Tensor | Sequence[Tensor], pixels: InputSpec, how: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random."""
+    if isinstance(images, Tensor):
+        height, width = images.shape[-2:]
+        boxes = random_boxes(len(images), height, width, how, generator)
+        return resample(images, boxes.to(images.device), pixels)
+    heights, widths = torch.tensor([image.shape[-2:] for image in images], dtype=torch.float32).unbind(1)
+    boxes = random_boxes(len(images), heights, widths, how, generator).to(images[0].device)
+    # one by one, not padded to one size: the bits of an image depend on no other image, and nothing is computed in vain
+    return torch.cat([resample(image[None], box[None], pixels) for image, box in zip(images, boxes, strict=True)])
