@@ -217,9 +217,8 @@ def stored(cache_dir, *pictures, side=64):
     """What evaluation sees of each picture, in their order: picture i is the one of class i."""
     files = [file_of(picture) for picture in pictures]
     key = "".join(f"{picture.shape}" for picture in pictures)
-    return ImageTable.decode(source_of(files, list(range(len(files))), key), side, cache_dir).pixels(
-        np.arange(len(files))
-    )
+    rows = np.arange(len(files))
+    return ImageTable.decode(source_of(files, rows.tolist(), key), side, cache_dir).pixels(rows)
 
 
 def test_no_picture_changes_the_pixels_of_another(tmp_path):

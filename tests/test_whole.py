@@ -112,10 +112,9 @@ def coordinates(height, width):
     return np.rint(picture).astype(np.uint8)
 
 
-def crops(table, how, draws, row=0):
-    """(draws,3,S,S) crops of a row, with values in [0, 1]."""
-    generator = torch.Generator().manual_seed(0)
-    return loader(table).train(np.full(draws, row), how, generator).images
+def crops(table, how, draws):
+    """(draws,3,S,S) crops of the first image, with values in [0, 1]."""
+    return loader(table).train(np.zeros(draws, dtype=np.int64), how, torch.Generator().manual_seed(0)).images
 
 
 @pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
@@ -123,17 +122,13 @@ def crops(table, how, draws, row=0):
 def test_crops_of_a_photograph_see_all_of_it(table_of, monkeypatch, limit, shape):
     monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
     table = table_of([coordinates(*shape)])
-    found = crops(table, Augmentation(crop_min=0.1), 300) * 255
+    found = crops(table, Augmentation(crop_min=0.1), 200) * 255
     red, green, blue = found.unbind(1)
     for values in (red, green):
         assert values.min() < 4 and values.max() > 251
     assert {100, 200} <= set(blue.round().int().unique().tolist()), "the left and the right third"
-    # over many draws the outermost parts are seen nearly as often as a box of such a size can see them
-    left, right = (
-        (red.flatten(1).min(1).values < 32).float().mean(),
-        (red.flatten(1).max(1).values > 223).float().mean(),
-    )
-    assert abs(left - right) < 0.1 and left > 0.2
+    at_left, at_right = (red.amin(dim=(1, 2)) < 32).float().mean(), (red.amax(dim=(1, 2)) > 223).float().mean()
+    assert abs(at_left - at_right) < 0.15 and at_left > 0.2
     clean = evaluation(torch.from_numpy(table.pixels(np.array([0]))), PIXELS) * 255
     longer = clean[0, 0] if shape[1] > shape[0] else clean[0, 1]
     assert longer.min() > 36 and longer.max() < 219, "evaluation sees 0.875 of 0.75"
