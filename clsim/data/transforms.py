@@ -2,7 +2,7 @@
 
 Cropping, mirroring and antialiased resizing, bilinear or bicubic, are linear and separable: each output row is a
 weighted sum of input rows, and each output column a weighted sum of input columns. One matrix per image and axis does
-all of them, on any device.
+all of them, on any device. Images of several sizes are computed one by one.
 """
 
 import math
@@ -34,7 +34,7 @@ class InputSpec:
 
     @property
     def stored_side(self) -> int:
-        """Side at which larger images are stored, so that the central crop needs no second resize."""
+        """Shorter side at which larger images are stored, so that the central crop needs no second resize."""
         return round(self.size / self.crop)
 
 
@@ -140,5 +140,5 @@ def augmented(
         return resample(images, boxes.to(images.device), pixels)
     heights, widths = torch.tensor([image.shape[-2:] for image in images], dtype=torch.float32).unbind(1)
     boxes = random_boxes(len(images), heights, widths, how, generator).to(images[0].device)
-    # one by one, not padded to one size: the bits of an image depend on no other image, and nothing is computed in vain
+    # one by one, not padded to one size: padding costs more, and would let an image's bits depend on the others' sizes
     return torch.cat([resample(image[None], box[None], pixels) for image, box in zip(images, boxes, strict=True)])
