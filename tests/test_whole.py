@@ -16,7 +16,7 @@ from clsim.data.batches import Loader, as_tensors
 from clsim.data.pixels import LONGEST, centre_square, decoded, whole_image, whole_size
 from clsim.data.readers import Source
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation, random_boxes
+from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 
 CPU = torch.device("cpu")
 PIXELS = InputSpec(56, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # stored at 64
@@ -144,20 +144,6 @@ def test_crops_keep_the_share_of_the_whole_image_that_torchvision_asks_for(table
     assert share.mean().item() == pytest.approx((crop_min + 1) / 2 * 84 / (64 * 4 / 3), abs=0.025)
 
 
-def test_boxes_are_drawn_over_the_size_of_each_image():
-    heights, widths = torch.tensor([64.0, 84, 64]).repeat(700), torch.tensor([84.0, 64, 200]).repeat(700)
-    how = Augmentation(crop_min=0.3)
-    boxes = random_boxes(2100, heights, widths, how, torch.Generator().manual_seed(0))
-    left, right = boxes[:, 2:].sort(dim=1).values.unbind(1)
-    assert (boxes.min() >= 0) and (boxes[:, 1] <= heights + 1e-4).all() and (right <= widths + 1e-4).all()
-    share = (boxes[:, 1] - boxes[:, 0]) * (right - left) / (heights * widths)
-    assert share.min() >= 0.3 - 1e-4 and share.max() <= 1 + 1e-4
-    assert share.view(700, 3).mean(0).tolist() == pytest.approx([0.65] * 3, abs=0.03)
-    for i, (height, width) in enumerate([(64, 84), (84, 64), (64, 200)]):
-        alone = random_boxes(2100, height, width, how, torch.Generator().manual_seed(0))
-        torch.testing.assert_close(boxes[i::3], alone[i::3])
-
-
 @pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
 def test_an_image_has_the_same_bits_alone_and_beside_others(table_of, monkeypatch, limit):
     monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
@@ -172,6 +158,7 @@ def test_an_image_has_the_same_bits_alone_and_beside_others(table_of, monkeypatc
         beside = batch(np.roll(rows, -row))
         assert torch.equal(alone[0], beside[0])
         assert torch.equal(beside, batch(np.roll(rows, -row)))
+    assert batch(rows[:0]).shape == (0, 3, 56, 56)
 
 
 # what evaluation sees

@@ -85,7 +85,9 @@ class ImageTable:
 
         Raises as `pixels`.
         """
-        return self.pixels(rows) if isinstance(self.images, np.ndarray) else self.images.whole(rows)
+        if isinstance(self.images, np.ndarray) or not len(rows):
+            return self.pixels(rows)
+        return self.images.whole(rows)
 
     def bytes_of(self, rows: NDArray[np.int64]) -> int:
         """Bytes of these images, whole and decoded."""

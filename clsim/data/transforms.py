@@ -106,13 +106,10 @@ def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
     return resample(images, box.expand(len(images), 4), pixels)
 
 
-def random_boxes(
-    count: int, height: int | Tensor, width: int | Tensor, how: Augmentation, generator: torch.Generator
-) -> Tensor:
+def random_boxes(count: int, height: int, width: int, how: Augmentation, generator: torch.Generator) -> Tensor:
     """(count, 4) random boxes: area uniform in [crop_min, 1], aspect ratio log-uniform in [3/4, 4/3].
 
-    `height` and `width` are one number for all images, or (count,) numbers. If a box does not fit into its image, it
-    takes the nearest ratio at which its area fits.
+    If a box does not fit into the image, it takes the nearest ratio at which its area fits.
     """
     draw = torch.rand(count, 5, generator=generator)
     share = how.crop_min + (1 - how.crop_min) * draw[:, 0]
@@ -134,11 +131,9 @@ def augmented(
     images: Tensor | Sequence[Tensor], pixels: InputSpec, how: Augmentation, generator: torch.Generator
 ) -> Tensor:
     """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random."""
-    if isinstance(images, Tensor):
-        height, width = images.shape[-2:]
-        boxes = random_boxes(len(images), height, width, how, generator)
-        return resample(images, boxes.to(images.device), pixels)
-    heights, widths = torch.tensor([image.shape[-2:] for image in images], dtype=torch.float32).unbind(1)
-    boxes = random_boxes(len(images), heights, widths, how, generator).to(images[0].device)
-    # one by one, not padded to one size: padding costs more, and would let an image's bits depend on the others' sizes
-    return torch.cat([resample(image[None], box[None], pixels) for image, box in zip(images, boxes, strict=True)])
+    if not isinstance(images, Tensor):
+        # one by one, not padded to one size: padding costs more, and an image's bits would depend on the others' sizes
+        return torch.cat([augmented(image[None], pixels, how, generator) for image in images])
+    height, width = images.shape[-2:]
+    boxes = random_boxes(len(images), height, width, how, generator)
+    return resample(images, boxes.to(images.device), pixels)
