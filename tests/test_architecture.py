@@ -32,7 +32,7 @@ FLOORS = [
     {"data"},
     {"hardware", "rundir", "checked"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
-    {"errors", "version"},
+    {"errors", "version", "openmp"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -97,7 +97,18 @@ def test_no_circles():
 
 
 def test_the_leaves():
-    for leaf in ("events", "outputs", "rng", "checkpoint", "metrics", "provenance", "rundir", "hardware", "errors"):
+    for leaf in (
+        "events",
+        "outputs",
+        "rng",
+        "checkpoint",
+        "metrics",
+        "provenance",
+        "rundir",
+        "hardware",
+        "errors",
+        "openmp",
+    ):
         found = {name for name in imports(ROOT / "clsim" / f"{leaf}.py") if name.startswith("clsim")}
         allowed = {"clsim.errors"} if leaf in ("metrics", "checkpoint", "provenance", "rundir", "hardware") else set()
         assert found <= allowed, leaf
