@@ -20,12 +20,14 @@ from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
 from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
+from clsim.data import effects, found
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
+from clsim.field_values import defaults
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
@@ -82,13 +84,18 @@ def run_all(
         return [_run(wanted, shared, fresh, quiet) for wanted in configs]
     for wanted in configs:
         job = Job.prepare(wanted, shared)
+        if not quiet:
+            shared.tell(job)
         print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
     return []
 
 
 def _run(wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool) -> Run:
     with torch_settings(wanted.threads):
-        return Job.prepare(wanted, shared).execute(fresh=fresh, quiet=quiet)
+        job = Job.prepare(wanted, shared)
+        if not quiet:
+            shared.tell(job)
+        return job.execute(fresh=fresh, quiet=quiet)
 
 
 class Shared:
@@ -99,7 +106,8 @@ class Shared:
         self.left = Counter(map(_backbone_key, configs))
         self.backbones: dict[tuple[object, ...], Backbone] = {}
         self.fingerprints: dict[tuple[object, ...], str] = {}
-        self.benchmarks: dict[str, Benchmark] = {}
+        self.benchmarks: dict[str, tuple[Benchmark, list[found.Record]]] = {}
+        self.told: set[str] = set()
 
     def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
         """A separate copy of the backbone, because it may be trained, and its fingerprint."""
@@ -112,13 +120,24 @@ class Shared:
             return self.backbones.pop(key), self.fingerprints[key]
         return copy.deepcopy(self.backbones[key]), self.fingerprints[key]
 
-    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> Benchmark:
-        """The scenario's benchmark with images of at least `side` pixels."""
-        key = json.dumps([wanted.scenario, wanted.scenario_fields, str(wanted.data_dir), side], sort_keys=True)
+    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> tuple[Benchmark, list[found.Record]]:
+        """The scenario's benchmark with images of at least `side` pixels, and what was found for it."""
+        fields, name = vars(effects.for_seed(scenario, wanted.seed)), plugins.short_name(wanted.scenario)
+        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True, default=str)
         if key not in self.benchmarks:
-            with checked.blamed({f"scenario {plugins.short_name(wanted.scenario)!r}": scenario}, RequestError):
-                self.benchmarks[key] = scenario.build(DataAccess(wanted.data_dir, config.cache_dir(), side))
+            data = DataAccess(wanted.data_dir, config.cache_dir(), side)
+            with checked.blamed({f"scenario {name!r}": scenario}, RequestError):
+                made = effects.made(scenario, data, wanted.seed, defaults(type(scenario)), name)
+                self.benchmarks[key] = made, found.record(made, data.found)
         return self.benchmarks[key]
+
+    def tell(self, job: "Job") -> None:
+        """Print what was found, once for each data set."""
+        title = job.directory.parts[-3]
+        text = "\n".join([f"{title}: {line}" if not i else line for i, line in enumerate(found.lines(job.records))])
+        if text not in self.told:
+            self.told.add(text)
+            console.tell(text)
 
 
 def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:
@@ -135,6 +154,7 @@ class Job:
     strategy: Strategy
     parts: list[Part]  # of --with
     benchmark: Benchmark
+    records: list[found.Record] = field(repr=False)  # what was found for the benchmark
     backbone: Backbone
     weights: str = field(repr=False)  # fingerprint of the backbone
     code: str = ""  # digest of the code that makes the run, set when it begins
@@ -155,11 +175,11 @@ class Job:
                 f"{asked.strategy} reads class names and needs a backbone with a text tower, but "
                 f"{asked.backbone} has none. {registry.WITH_TEXT} have one"
             )
-        benchmark = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
+        benchmark, records = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
         _require_boundaries(asked, strategy, parts, benchmark)
         digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
         directory = asked.directory(scenario.variant(), digest)
-        return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint)
+        return cls(asked, digest, directory, strategy, parts, benchmark, records, backbone, fingerprint)
 
     @property
     def finished(self) -> bool:
@@ -194,7 +214,8 @@ class Job:
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         self.code = self._code()
         (self.directory / "config.toml").write_text(self.config.to_toml())
-        about = summary.environment(self.config, self.benchmark, self.weights) | {"code": self.code}
+        about = summary.environment(self.config, self.benchmark, self.weights)
+        about |= {"code": self.code, "found": self.records}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))

@@ -38,6 +38,12 @@ def console(stream: TextIO) -> rich.console.Console:
     return made
 
 
+def tell(text: str) -> None:
+    """Print a text to standard output, e.g. what was found; characters that the terminal lacks are escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    console(sys.stdout).print(text.encode(encoding, "backslashreplace").decode(encoding), soft_wrap=True)
+
+
 class Console(Part):
     """Shows progress while training, and prints a line after each evaluation. `quiet`: neither."""
 
