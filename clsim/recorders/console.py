@@ -39,9 +39,8 @@ def console(stream: TextIO) -> rich.console.Console:
 
 
 def tell(text: str) -> None:
-    """Print a text to standard output, e.g. what was found; characters that the terminal lacks are escaped."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    console(sys.stdout).print(text.encode(encoding, "backslashreplace").decode(encoding), soft_wrap=True)
+    """Print a text to standard output, e.g. what was found."""
+    console(sys.stdout).print(text, soft_wrap=True)
 
 
 class Console(Part):
