@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary
+from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary, unused
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
@@ -79,9 +79,11 @@ def run_all(
     shared = Shared([*configs, *firsts.values()])
     for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
-            Job.prepare(wanted, shared).learner()
+            job = Job.prepare(wanted, shared)
+            unused.refuse(wanted, job.benchmark.info, configs)
+            job.learner()
     if not dry_run:
-        return [_run(wanted, shared, fresh, quiet) for wanted in configs]
+        return [_run(wanted, shared, fresh, quiet, configs) for wanted in configs]
     for wanted in configs:
         job = Job.prepare(wanted, shared)
         if not quiet:
@@ -90,9 +92,14 @@ def run_all(
     return []
 
 
-def _run(wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool) -> Run:
+def _run(
+    wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool, request: Sequence[RunConfig] | None = None
+) -> Run:
+    """`request`: all runs asked for, to find fields that none of their strategies uses; None: not checked."""
     with torch_settings(wanted.threads):
         job = Job.prepare(wanted, shared)
+        if request is not None:
+            unused.refuse(wanted, job.benchmark.info, request)
         if not quiet:
             shared.tell(job)
         return job.execute(fresh=fresh, quiet=quiet)
@@ -132,12 +139,14 @@ class Shared:
         return self.benchmarks[key]
 
     def tell(self, job: "Job") -> None:
-        """Print what was found, once for each data set."""
-        title = job.directory.parts[-3]
-        text = "\n".join([f"{title}: {line}" if not i else line for i, line in enumerate(found.lines(job.records))])
-        if text not in self.told:
-            self.told.add(text)
-            console.tell(text)
+        """Print what was found, once for each data set, and what a strategy lacks there, once for each strategy."""
+        strategy = plugins.short_name(job.config.strategy)
+        texts = ["\n".join([f"{job.directory.parts[-3]}: ", *found.lines(job.records)]).replace(" \n", " ", 1)]
+        texts += [f"{strategy}: {text}" for text in job.strategy.lacks(job.benchmark.info)]
+        for text in texts:
+            if text not in self.told:
+                self.told.add(text)
+                console.tell(text)
 
 
 def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:

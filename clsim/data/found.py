@@ -18,8 +18,8 @@ Record = dict[str, Any]
 def record(benchmark: Benchmark, found: Mapping[str, Found]) -> list[Record]:
     """One JSON object for each table of the benchmark; `found`: by a table's fingerprint, where a reader made it.
 
-    `images` are those of the table, `used` those that the stream learns or tests, `size` the stored height and width,
-    `classes` and `domains` count images, `left_out` has for each reason a count and the first names.
+    `images` are those of the table, `used` those that the stream learns or tests. `sizes`: stored height and width of
+    the smallest and of the largest. `classes` and `domains` count images. `left_out`: reason -> count and first names.
     """
     tables: dict[str, ImageTable] = {}
     for table in benchmark.tables:  # a pair has one table twice: without and with the labels of the target
@@ -36,12 +36,14 @@ def _of_table(benchmark: Benchmark, table: ImageTable, found: Found | None) -> R
     rows += [each.unlabelled for each in learned if each.unlabelled is not None]
     domains = {} if table.domains is None else _counts(table.domain_names, table.domains)
     left_out = {} if found is None else found.left_out
+    sizes = getattr(table.images, "sizes", np.array([table.images.shape[2:]]))  # (N,2) of whole images
+    area = sizes.prod(axis=1)
     return {
         "part": " and ".join(["training"] * bool(learned) + ["test"] * bool(tested)),
         "split": "" if found is None else found.split,
         "images": len(table),
         "used": len(np.unique(np.concatenate(rows))),
-        "size": list(map(int, table.images.shape[2:])),
+        "sizes": [sizes[area.argmin()].tolist(), sizes[area.argmax()].tolist()],
         "classes": _counts(table.class_names, table.labels[table.labels >= 0]),
         "domains": domains,
         "left_out": {why: {"count": len(names), "first": list(names[:NAMED])} for why, names in left_out.items()},
@@ -64,9 +66,9 @@ def lines(records: Sequence[Record]) -> list[str]:
     for each in records:
         few, most = min(each["classes"].values()), max(each["classes"].values())
         per_class = f"{few:,}" if few == most else f"{few:,} to {most:,}"
-        height, width = each["size"]
+        sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in each["sizes"]))
         split = f" (split {each['split']!r})" if each["split"] else ""
-        line = f"{each['part']} images{split}: {each['images']:,} of {height} x {width} pixels, {per_class} a class"
+        line = f"{each['part']} images{split}: {each['images']:,} of {sizes} pixels, {per_class} a class"
         text.append(line + (f"; {each['used']:,} of them are used" if each["used"] < each["images"] else ""))
         if each["domains"]:
             counts = [f"{name} {count:,}" for name, count in each["domains"].items()]
