@@ -259,3 +259,22 @@ def test_the_runs_seed_draws_the_order(data):
         SplitDigits(order_seed="seed").build(None)
     with pytest.raises(RequestError, match="order=pilot1993 is one fixed order, which order_seed=seed does not change"):
         SplitDigits(order="pilot1993", order_seed="seed")
+
+
+def test_a_run_whose_seed_draws_the_order_resumes_and_has_a_directory_for_each_seed(
+    plan, finished, broken_off, same_run, tmp_path
+):
+    def run(folder, seed=1, order="seed"):
+        return finished("linear", tmp_path / folder, {"order_seed": order}, seed=seed, checkpoint_minutes=0)
+
+    whole = run("whole")
+    broken_off(4, lambda: run("broken"))
+    again = run("broken")
+    same_run(whole, again)
+    assert again.directory.name == whole.directory.name
+    others = [run("whole", seed=2), run("whole", order=1)]
+    assert len({each.directory for each in (whole, *others)}) == 3
+    assert others[0].matrix["classes"] != whole.matrix["classes"] == others[1].matrix["classes"]
+    assert whole.config["scenario"]["order_seed"] == "seed"
+    assert json.loads((whole.directory / "env.json").read_text())["class_order"][0]
+    assert whole.predict(np.zeros((2, 3, 8, 8), np.uint8)).shape == (2,)
