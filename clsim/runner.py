@@ -129,8 +129,9 @@ class Shared:
 
     def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> tuple[Benchmark, list[found.Record]]:
         """The scenario's benchmark with images of at least `side` pixels, and what was found for it."""
-        fields, name = vars(effects.for_seed(scenario, wanted.seed)), plugins.short_name(wanted.scenario)
-        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True, default=str)
+        name, order_seed = plugins.short_name(wanted.scenario), effects.for_seed(scenario, wanted.seed).order_seed
+        fields = wanted.scenario_fields | {"order_seed": order_seed}
+        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True)
         if key not in self.benchmarks:
             data = DataAccess(wanted.data_dir, config.cache_dir(), side)
             with checked.blamed({f"scenario {name!r}": scenario}, RequestError):
@@ -163,9 +164,9 @@ class Job:
     strategy: Strategy
     parts: list[Part]  # of --with
     benchmark: Benchmark
-    records: list[found.Record] = field(repr=False)  # what was found for the benchmark
     backbone: Backbone
     weights: str = field(repr=False)  # fingerprint of the backbone
+    records: list[found.Record] = field(default_factory=list, repr=False)  # what was found for the benchmark
     code: str = ""  # digest of the code that makes the run, set when it begins
 
     @classmethod
@@ -188,7 +189,7 @@ class Job:
         _require_boundaries(asked, strategy, parts, benchmark)
         digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
         directory = asked.directory(scenario.variant(), digest)
-        return cls(asked, digest, directory, strategy, parts, benchmark, records, backbone, fingerprint)
+        return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint, records)
 
     @property
     def finished(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from clsim import checked
 from clsim.backbones.towers import Tower
 from clsim.errors import RequestError
 from clsim.events import Part, State, Step
@@ -167,10 +168,10 @@ class Strategy(Part):
 
         A field of the base class that the method's own file reads counts as used.
         """
-        found = {}
+        found: dict[str, str] = {}
         if not self.has_gradients:
             found |= dict.fromkeys(OF_STEPS, "it takes no training steps")
-        elif "images" not in self.reads() and not self.feature_views():
+        elif "images" not in checked.inputs(self) and not self.feature_views():
             found["crop_min"] = "it learns from features of whole images, without crops"
         if self.optimizer != "sgd":
             found.setdefault("momentum", f"optimizer={self.optimizer} has none")
