@@ -106,7 +106,7 @@ class Scenario:
 
     train_per_class: int | None = None  # training images of each class; none: all
     test_per_class: int | None = None  # test images of each class; none: all
-    order_seed: OrderSeed = 0  # seed of the class order (0: domains as listed); -1: as listed; seed: the run's seed
+    order_seed: int | Literal["seed"] = 0  # seed of class order (0: domains as listed); -1: as listed; seed: the run's
     on_bad_image: Literal["stop", "skip"] = "stop"  # what to do with images that cannot be decoded
 
     def build(self, data: DataAccess) -> Benchmark:
