@@ -208,7 +208,7 @@ def test_a_failed_run_keeps_its_last_checkpoint_and_goes_on(tmp_path, monkeypatc
     assert small(strategy="linear", out=tmp_path).metrics["average_accuracy"] is not None
 
 
-def test_weights_of_another_learner_are_refused(tmp_path):
+def test_weights_of_another_learner_are_refused(tmp_path, without_checksums):
     run = small(strategy="linear", out=tmp_path)
     images = np.zeros((1, 3, 8, 8), np.uint8)
     assert run.predict(images).shape == (1,)
@@ -216,6 +216,9 @@ def test_weights_of_another_learner_are_refused(tmp_path):
     state = checkpoint.load(folder)
     state["learner"]["old.weight"] = state["learner"].pop("head.weight")
     checkpoint.save(folder, state)
+    with pytest.raises(RequestError, match=r"is broken: checkpoint/state\.json was changed .* --fresh makes it again"):
+        clsim.load(run.directory).predict(images)
+    without_checksums(run)
     with pytest.raises(RequestError, match=r"another learner \(head.weight\)"):
         clsim.load(run.directory).predict(images)
     (run.directory / "summary.json").unlink()
