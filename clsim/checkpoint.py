@@ -1,7 +1,8 @@
 """States on disk: trees of tensors and plain values as one safetensors file and one JSON file, no pickle.
 
-The JSON file contains the name and the digest of its tensors' file, and a digest of itself. It is written last and gets
-its final name by one rename. So if the process is killed or the disk is full, the last complete state can still be read.
+The JSON file contains the name and the digest of its tensors' file, and a digest of itself. It is written last and
+gets its final name by one rename. So if the process is killed or the disk is full, the last complete state can still
+be read.
 """
 
 import json

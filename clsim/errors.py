@@ -39,12 +39,14 @@ class WriteFailed(OSError):
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """While `path` is written, `size` bytes if known. Raises WriteFailed with the file's name for an OSError."""
+    """While `path` is written, `size` bytes if known. Raises WriteFailed for a full disk or an error without a name."""
     try:
         yield
     except WriteFailed:
         raise
     except OSError as error:
+        if error.errno not in FULL and error.filename is not None:
+            raise
         what = str(error.strerror or error)
         if error.errno in FULL:
             with contextlib.suppress(OSError):

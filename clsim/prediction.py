@@ -30,7 +30,7 @@ class Predictor:
     """Classifies images exactly as the run's last evaluation: same batches, same precision, same classes."""
 
     def __init__(self, directory: Path, device: str = "cpu") -> None:
-        """Raises RequestError if the backbone's weights are unavailable, or the saved weights are broken or do not fit."""
+        """Raises RequestError if the backbone's weights are unavailable, or the saved ones are broken or do not fit."""
         checksums.require(directory, rundir.CONFIG, rundir.ENVIRONMENT, rundir.STATE)
         asked = config.RunConfig.from_toml((directory / "config.toml").read_text(encoding="utf-8"), directory)
         made = _environment(directory)

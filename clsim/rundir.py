@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,18 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def below(paths: Iterable[Path]) -> list[Path]:
+    """The run directories in and below the paths, each once. Raises RequestError for a path without any."""
+    directories: dict[Path, Path] = {}
+    for path in paths:
+        found = sorted({file.parent for name in (SUMMARY, CONFIG) for file in path.rglob(name)})
+        if not found:
+            raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
+        for directory in found:
+            directories.setdefault(directory.resolve(), directory)
+    return list(directories.values())
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

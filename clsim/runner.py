@@ -241,9 +241,7 @@ class Job:
         pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
         loop.parts = [*parts, *pictures, journal, shown]
         loop.tools.record = journal.log
-        loop.save = lambda loop: checkpoint.save(
-            folder, snapshot.take(loop, parts, journal.offset(), journal.digest())
-        )
+        loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset(), journal.digest()))
         if saved is not None:
             snapshot.restore(loop, parts, saved)
         return loop, journal

@@ -97,7 +97,19 @@ def test_no_circles():
 
 
 def test_the_leaves():
-    for leaf in ("events", "outputs", "rng", "checkpoint", "metrics", "provenance", "rundir", "hardware", "errors", "sealed"):
+    leaves = (
+        "events",
+        "outputs",
+        "rng",
+        "checkpoint",
+        "metrics",
+        "provenance",
+        "rundir",
+        "hardware",
+        "errors",
+        "sealed",
+    )
+    for leaf in leaves:
         found = {name for name in imports(ROOT / "clsim" / f"{leaf}.py") if name.startswith("clsim")}
         allowed = {"clsim.errors"} if leaf in ("metrics", "checkpoint", "provenance", "rundir", "hardware") else set()
         allowed |= {"clsim.sealed"} if leaf == "checkpoint" else set()

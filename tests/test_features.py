@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clsim import rng
-from clsim.backbones import features
+from clsim.backbones import bank_files, features
 from clsim.backbones.features import BLOCK, FeatureBank, View
 from clsim.backbones.load import load_backbone
 from clsim.data.transforms import Augmentation, augmented, evaluation
@@ -62,7 +62,7 @@ def test_only_blocks_asked_for_are_computed_and_only_once(tower, table, tmp_path
 
 def test_interrupted_block_is_computed_again(tower, table, tmp_path, monkeypatch):
     bank = FeatureBank(tower, table, CPU, tmp_path)
-    real, writes = features.os.pwrite, []
+    real, writes = bank_files.os.pwrite, []
 
     def pwrite(*args):
         writes.append(args)
@@ -70,7 +70,7 @@ def test_interrupted_block_is_computed_again(tower, table, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(features.os, "pwrite", pwrite)
+    monkeypatch.setattr(bank_files.os, "pwrite", pwrite)
     with pytest.raises(KeyboardInterrupt):
         bank.fill(np.arange(len(table)))
     assert set((bank.folder / "filled").read_bytes()) == {0}
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_no_bank(tower, table, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features.json, "dumps", full)
+    monkeypatch.setattr(bank_files, "sealed", full)
     with pytest.raises(OSError, match="No space"):
         FeatureBank(tower, table, CPU, tmp_path)
     assert not list((tmp_path / "features").iterdir())

@@ -24,10 +24,10 @@ from torch import Tensor
 from clsim.errors import RequestError, RunFailed, writing
 from clsim.events import Part, State, Step
 from clsim.rundir import read_records
+from clsim.sealed import begun
 
 __all__ = ["Journal", "Listener", "read_records"]
 
-BLOCK = 1 << 20  # bytes that are read at once
 FREQUENT = ("step", "log")  # records that wait until the epoch ends
 
 
@@ -55,7 +55,7 @@ class Journal(Part):
         self._path = path
         self._listeners = listeners
         self._kept: list[dict[str, Any]] = []  # records that are not written yet
-        self._hash = _hash_of(path, offset, digest)
+        self._hash = _begun(path, offset, digest)
         self._file = path.open("ab")
         self._file.truncate(offset)
         self._file.seek(offset)  # for `offset()`, which would otherwise return the length from before
@@ -170,19 +170,10 @@ class Journal(Part):
             listener.write(record)
 
 
-def _hash_of(path: Path, offset: int, digest: str | None) -> "hashlib.blake2b":
-    """A hash over the first `offset` bytes of a file. Raises RequestError if they are not there or not these."""
-    found = hashlib.blake2b(digest_size=16)
-    if offset == 0:
-        return found
-    try:
-        with path.open("rb") as stream:
-            while part := stream.read(min(BLOCK, offset - stream.tell())):
-                found.update(part)
-            length = stream.tell()
-    except OSError:
-        length = 0
-    if length < offset:
+def _begun(path: Path, offset: int, digest: str | None) -> "hashlib.blake2b":
+    """The hash after the first `offset` bytes of a file. Raises RequestError if they are not there or not these."""
+    found = begun(path, offset)
+    if found is None:
         raise RequestError(f"{path} is missing or shorter than its checkpoint says; start again with --fresh")
     if digest not in (None, found.hexdigest()):
         raise RequestError(f"{path} was changed after its checkpoint was written; start again with --fresh")
