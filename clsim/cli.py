@@ -4,6 +4,7 @@ Heavy packages are imported only when a command needs them: `--help`, `list` and
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         print("clsim: interrupted; repeat the same command to resume", file=sys.stderr)
+        if argv is None:  # a program of its own: taking down the interpreter may take seconds, and changes the status
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
         return INTERRUPTED
 
 

@@ -4,6 +4,7 @@
 each block, which is written last; `bank.json` has what the bank is of. A checksum covers place, rows and seconds.
 """
 
+import errno
 import os
 import sys
 import zlib
@@ -77,6 +78,9 @@ class BankFiles:
 
     def write(self, block: int, data: bytes, seconds: float) -> None:
         """Store a block's rows. Raises OSError with the folder's name."""
+        if self._mode == "rb":
+            why = "This user may only read it (CLSIM_CACHE_DIR names another cache)"
+            raise PermissionError(errno.EACCES, why, str(self.folder))
         record = np.zeros((), dtype=RECORD)
         record["seconds"] = seconds
         record["checksum"] = _checksum(self.folder.name, block, data, record["seconds"].tobytes())

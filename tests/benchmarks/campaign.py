@@ -2,8 +2,8 @@
 
 Each trial is a `clsim` command in a process of its own, forked from one that has imported everything. Small runs are
 killed at random moments and resumed; they must end with the same matrix, metrics, losses, weights and predictions as
-an unbroken run. Every file of a finished run, of an unfinished one and of the cache is damaged in ten ways. Disks are full,
-and the command line gets bad inputs. The table counts how the trials ended; the last three are faults, and the exit
+an unbroken run. Every file of a finished run, of an unfinished one and of the cache is damaged in ten ways. Disks are
+full, and the command line gets bad inputs. The table counts how the trials ended; the last three are faults, and the exit
 status is 1 if there is one. `--short` is the form in the test suite.
 """
 
@@ -167,14 +167,13 @@ def result(directory: Path, cache: Path) -> Ended:
         os.environ["CLSIM_CACHE_DIR"] = str(cache)
         try:
             run = clsim.load(directory)
-            weights = checkpoint.load(directory / rundir.CHECKPOINT)["learner"]
-            size = json.loads((directory / rundir.ENVIRONMENT).read_text())["image_size"]
-            images = np.random.default_rng(0).integers(0, 256, (70, 3, *size), dtype=np.uint8)
+            images = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), dtype=np.uint8)
             kinds = {kind: {n: c.tolist() for n, c in named.items()} for kind, named in run.events.items()}
             losses = {
                 kind: kinds.get(kind, {}).get(name) for kind, name in (("step", "loss"), ("evaluation", "correct"))
             }
             read = [run.matrix, run.metrics, losses, run.class_names, run.predict(images).tolist()]
+            weights = checkpoint.load(directory / rundir.CHECKPOINT)["learner"]
             print(json.dumps(read), {name: tensor.flatten().tolist() for name, tensor in weights.items()})
         except clsim.errors.RequestError as error:
             print(f"clsim: error: {error}", file=sys.stderr)
@@ -215,7 +214,7 @@ class Case:
             return REFUSED if ended.refused else TRACEBACK
         found = ended if ended.out else self.read()
         if found.status != cli.DONE:
-            return TRACEBACK if found.crashed else BY_HAND
+            return TRACEBACK if found.crashed or not found.refused else REFUSED
         return RIGHT if found.out == self.unbroken.out else WRONG
 
     def repeated(self) -> tuple[str, Ended]:
@@ -326,10 +325,7 @@ def finished_runs(report: Report, case: Case, other: Path, share: float, draw: r
             pristine / file
         ).read_bytes()
         ended = case.read()
-        outcome = case.judged(ended)
-        if outcome == BY_HAND:  # a reader cannot do anything else
-            outcome = REFUSED
-        report.add("finished run is read", name, outcome, ended)
+        report.add("finished run is read", name, case.judged(ended), ended)
         ended = command("verify", case.directory, cache=case.cache)
         summary_gone = file.name == rundir.SUMMARY and way == "removed"  # then it is an unfinished run, and whole
         if ended.crashed:
@@ -435,7 +431,7 @@ def bad_inputs(root: Path) -> list[list[object]]:
             ["--strategy", name]
             for name in ("nothing", "", "l2p,nothing", "L2P;rm", "../l2p", "er:500", "é", "l2p:", ":")
         ),
-        *(["--scenario", name] for name in ("nothing", "split_digits,pacs", "folder", "transfer", "\0", " ")),
+        *(["--scenario", name] for name in ("nothing", "split_digits,pacs", "folder", "\0", " ")),
         *(["--backbone", name] for name in ("nothing", "clip:nothing", "clip:", "resnet50", "../vit", "vit_nan", " ")),
         *(["--seed", value] for value in ("-1", "a", "1.5", "", "0-", "1e3", "0-99999999999", "nan")),
         *(["--epochs", value] for value in ("-1", "a", "1.5", "", "nan", "1e400")),
@@ -517,7 +513,7 @@ def tree_of_images(root: Path, shades: int) -> Path:
 def campaign(root: Path, given: argparse.Namespace) -> Report:
     """Every kind of trial."""
     draw, report, short = random.Random(given.seed), Report(), given.short
-    share = 0.02 if short else 1
+    share = 0.02 if short else given.share
     on_toy = ("--scenario", TOY, "--epochs", 1 if short else 2, "batch_size=4")
     trees = [tree_of_images(root / f"tree {shades}", shades) for shades in (100, 90)]
     on_tree = ("--scenario", "folder", "scenario.classes_per_experience=2", "--epochs", 1, "batch_size=8", "--data-dir")
@@ -541,6 +537,7 @@ def main() -> int:
     """Print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--share", type=float, default=1.0, help="of the damages to files that are tried (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="a few trials of each kind, in some seconds")
     given = parser.parse_args()
