@@ -222,7 +222,7 @@ def test_a_broken_bank_gives_the_same_features(plain, table, tmp_path, capsys, n
 def test_the_files_of_another_bank_are_not_taken(plain, table, make_table, tmp_path):
     every = np.arange(len(table))
     bank = FeatureBank(plain, table, CPU, tmp_path)
-    other = FeatureBank(tower, make_table(num_classes=5, per_class=21, seed=1), CPU, tmp_path)
+    other = FeatureBank(plain, make_table(num_classes=5, per_class=21, seed=1), CPU, tmp_path)
     expected, _ = bank.rows(every), other.fill(every)
     for names in (("features",), ("blocks",), ("features", "blocks", "filled"), ("features", "blocks", "bank.json")):
         for name in names:

@@ -3,8 +3,8 @@
 Each trial is a `clsim` command in a process of its own, forked from one that has imported everything. Small runs are
 killed at random moments and resumed; they must end with the same matrix, metrics, losses, weights and predictions as
 an unbroken run. Every file of a finished run, of an unfinished one and of the cache is damaged in ten ways. Disks are
-full, and the command line gets bad inputs. The table counts how the trials ended; the last three are faults, and the exit
-status is 1 if there is one. `--short` is the form in the test suite.
+full, and the command line gets bad inputs. The table counts how the trials ended; the last three are faults, and the
+exit status is 1 if there is one. `--short` is the form in the test suite.
 """
 
 import os
@@ -415,7 +415,7 @@ def full_disks(report: Report, case: Case, count: int, draw: random.Random) -> N
 # bad inputs
 
 
-def bad_inputs(root: Path) -> list[list[object]]:
+def bad_inputs(root: Path) -> list[Sequence[object]]:
     """Requests that cannot be carried out."""
     root.mkdir(parents=True, exist_ok=True)
     text, folder, binary = root / "text.toml", root / "folder", root / "binary.bin"
@@ -426,7 +426,7 @@ def bad_inputs(root: Path) -> list[list[object]]:
     (root / "raises.py").write_text("raise RuntimeError('on import')\n")
     (root / "empty.py").write_text("")
     files = [text, binary, folder, root / "nowhere", root / "empty.py", root / "broken.py", root / "raises.py"]
-    run: list[list[object]] = [
+    run: list[Sequence[object]] = [
         *(
             ["--strategy", name]
             for name in ("nothing", "", "l2p,nothing", "L2P;rm", "../l2p", "er:500", "é", "l2p:", ":")
@@ -459,7 +459,7 @@ def bad_inputs(root: Path) -> list[list[object]]:
         ["--out", text],
         ["--out", ""],
     ]
-    other: list[list[object]] = [
+    other: list[Sequence[object]] = [
         ["nothing"],
         ["show"],
         ["show", "nothing"],
@@ -475,7 +475,7 @@ def bad_inputs(root: Path) -> list[list[object]]:
     small = ("--backbone", "vit_nano", "--epochs", "1", "scenario.train_per_class=4", "scenario.test_per_class=2")
     own = ("--out", root / "runs", "--quiet")
     defaults = {"--backbone": small[:2], "--epochs": small[2:4], "--out": own[:2]}
-    made: list[list[object]] = []
+    made: list[Sequence[object]] = []
     for words in run:
         rest: list[object] = [*(word for name, pair in defaults.items() if name != words[0] for word in pair)]
         fields = [each for each in small[4:] if each.split("=")[0] != str(words[0]).split("=")[0]]
