@@ -189,6 +189,8 @@ class Loop:
         rates = Rates(s.optimizer, self.strategy.learning_rate)
         while s.epoch_steps < per_epoch:
             rates.set(self.strategy.learning_rate_at(s.epoch, s.epoch_steps, per_epoch))
+            # The last batch has what is left. It is not filled up: every loss, vote and memory would have to leave the
+            # added images out, and no device waits for a smaller batch (tests/test_fake_device.py).
             rows = experience.rows[order[s.epoch_steps * size : (s.epoch_steps + 1) * size]]
             if not experience.boundary:
                 s.seen = tuple(sorted({*s.seen, *experience.table.labels[rows].tolist()}))

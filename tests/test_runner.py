@@ -200,7 +200,7 @@ class Remover(Linear):
     def after_update(self, s):
         if s.step == 5 and self.what == "cache":
             shutil.rmtree(config.cache_dir())
-        if s.step == 5 and self.what != "cache":
+        if s.step == 5 and self.what in ("removed", "moved"):
             for folder in Path(__file__).parent.rglob("vit_nano-s0-*"):
                 folder.rename(folder.parent / "moved") if self.what == "moved" else shutil.rmtree(folder)
 """

@@ -26,6 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -542,10 +543,11 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few trials of each kind, in some seconds")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    tensorboard.accuracy_matrix_figure = lambda *args: None  # type: ignore[assignment]  # it takes most of a small run
-    tensorboard.bars_figure = lambda *args: None  # type: ignore[assignment]
-    tensorboard.to_array = lambda figure: np.zeros((1, 1, 3), np.uint8)
-
+    for name in ("accuracy_matrix_figure", "bars_figure"):  # drawing takes most of a small run
+        setattr(tensorboard, name, lambda *args: None)
+    setattr(tensorboard, "to_array", lambda figure: np.zeros((1, 1, 3), np.uint8))  # noqa: B010
+    for name in ("torch.utils.tensorboard", "clsim.prediction"):  # once, here, and not in every child
+        import_module(name)
     for name in ("linear", "partial", "l2p", "ncm"):
         config.plan({"strategy": name}, {})
     with tempfile.TemporaryDirectory() as folder:
