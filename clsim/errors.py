@@ -50,6 +50,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         what = str(error.strerror or error)
         if error.errno in FULL:
             with contextlib.suppress(OSError):
-                needed = "" if size is None else f"{size / 2**20:.1f} MiB are needed, "
-                what += f" ({needed}{shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free)"
+                needed = "" if size is None else f"{_amount(size)} are needed, "
+                what += f" ({needed}{_amount(shutil.disk_usage(path.parent).free)} are free)"
         raise WriteFailed(error.errno, what, str(error.filename or path)) from error
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:.1f} KiB"

@@ -14,7 +14,7 @@ from clsim.errors import WriteFailed, writing
 
 def test_a_full_disk_names_the_file_and_what_it_needs(tmp_path):
     # /dev/full has no space for anybody: neither permissions nor quotas bind the superuser
-    said = r"No space left on device \(3\.0 MiB are needed, .* MiB are free\).*here'$"
+    said = r"No space left on device \(3\.0 MiB are needed, .* are free\).*here'$"
     with pytest.raises(WriteFailed, match=said), writing(tmp_path / "here", 3 << 20):
         os.write(os.open("/dev/full", os.O_WRONLY), b"x")
 
@@ -46,7 +46,7 @@ def small_files(monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_names_itself_and_the_one_before_stays(tmp_path, small_files):
     checkpoint.save(tmp_path, {"x": torch.zeros(2)})
-    with pytest.raises(WriteFailed, match=r"File too large \(0\.1 MiB are needed, .*state\.b\.safetensors\.part"):
+    with pytest.raises(WriteFailed, match=r"File too large \(78\.1 KiB are needed, .*state\.b\.safetensors\.part"):
         checkpoint.save(tmp_path, {"x": torch.zeros(20_000)})
     with pytest.raises(WriteFailed, match=r"File too large .*summary\.json"):
         checkpoint.write_text(tmp_path / "summary.json", "x" * 2000)
