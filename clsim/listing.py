@@ -149,7 +149,8 @@ def clear_cache(folder: Path) -> str:
 def verify_cache(folder: Path) -> tuple[str, bool]:
     """Every table and feature bank, read in full and compared with its checksums, one line each; and if all are whole.
 
-    A broken entry is set aside, so that the next run makes it again.
+    A broken entry is set aside, so that the next run makes it again; a bank of which some blocks are broken stays, because
+    these are computed again when they are read.
     """
     from clsim.backbones import bank_files  # late: numpy
 
@@ -157,11 +158,11 @@ def verify_cache(folder: Path) -> tuple[str, bool]:
     for entry in _entries(folder):
         if entries.TEMPORARY.search(entry.name) or entry.name.endswith(entries.BROKEN):
             continue
-        check = partial(entries.faults if entry.parent.name == "tables" else bank_files.faults, whole=True)
-        found = check(entry)
+        is_table = entry.parent.name == "tables"
+        found = (entries.faults if is_table else bank_files.faults)(entry, whole=True)
         whole = whole and not found
         if found:
-            entries.usable(entry, check)
+            entries.usable(entry, partial(entries.faults, whole=True) if is_table else bank_files.faults)
         lines.append(f"{entry.relative_to(folder)}: {'BROKEN: ' + '; '.join(found) if found else 'whole'}")
     return "\n".join(lines) or f"{folder}: empty", whole
 
