@@ -45,7 +45,7 @@ INHERITED = {
     *("learning_rate", "learning_rate_at", "configure_optimizer", "parameter_groups", "needs_boundaries"),
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "grid", "first_position", "about", "embed", "pool"),  # of towers
-    *("for_pass", "enter", "keys_values", "branch", "linear", "norm"),  # of what tunes them
+    *("for_pass", "patches", "enter", "keys_values", "branch", "linear", "norm"),  # of what tunes them
     *("tests_ahead", "tested_after", "competing", "counts_confusion", "measures"),  # of protocols
 }
 
