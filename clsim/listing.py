@@ -149,8 +149,8 @@ def clear_cache(folder: Path) -> str:
 def verify_cache(folder: Path) -> tuple[str, bool]:
     """Every table and feature bank, read in full and compared with its checksums, one line each; and if all are whole.
 
-    A broken entry is set aside, so that the next run makes it again; a bank of which some blocks are broken stays, because
-    these are computed again when they are read.
+    A broken entry is set aside, so that the next run makes it again; a bank of which some blocks are broken stays,
+    because these are computed again when they are read.
     """
     from clsim.backbones import bank_files  # late: numpy
 
