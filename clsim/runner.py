@@ -192,7 +192,7 @@ class Job:
 
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         self.code = self._code()
-        (self.directory / "config.toml").write_text(self.config.to_toml())
+        checkpoint.write_text(self.directory / "config.toml", self.config.to_toml())
         about = summary.environment(self.config, self.benchmark, self.weights) | {"code": self.code}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:

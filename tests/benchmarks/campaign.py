@@ -341,7 +341,7 @@ def finished_runs(report: Report, case: Case, other: Path, share: float, draw: r
 def unfinished_runs(report: Report, case: Case, other: Path, share: float, draw: random.Random) -> None:
     """Damage each file of a run that was killed after some checkpoints; then go on."""
     shutil.rmtree(case.out)
-    left = draw.randint(5, 12)
+    left = draw.randint(3, 8)
 
     def work() -> int:
         os.environ["CLSIM_CACHE_DIR"] = str(case.cache)
