@@ -78,7 +78,7 @@ class Pictures(Part):
 def _stored(path: Path) -> dict[str, NDArray[np.float32]]:
     """The arrays of a file. Raises RunFailed if it is broken: a run that was interrupted reads it much later."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as stream, np.load(stream) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise RunFailed(f"{path} is missing or broken ({type(error).__name__}); start again with --fresh") from error
