@@ -1,9 +1,10 @@
-"""The command line: `clsim run | list | show | compare | pretrain | cache`.
+"""The command line: `clsim run | list | show | compare | verify | pretrain | cache`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         print("clsim: interrupted; repeat the same command to resume", file=sys.stderr)
+        if argv is None:  # a program of its own: taking down the interpreter may take seconds, and changes the status
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
         return INTERRUPTED
 
 
@@ -93,6 +99,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
     plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
+    verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
+    verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     pretrain = command("pretrain", "train a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
     pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
@@ -101,6 +109,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
     cache = command("cache", "show the contents of the cache of decoded images and features")
     cache.add_argument("--clear", action="store_true", help="empty it")
+    cache.add_argument(
+        "--verify", action="store_true", help="read all of it; set what is broken aside, to be made again"
+    )
     return top, commands.choices
 
 
@@ -132,6 +143,7 @@ def _dispatch(argv: list[str]) -> int:
         "list": _list,
         "show": _show,
         "compare": _compare,
+        "verify": _verify,
         "pretrain": _pretrain,
         "cache": _cache,
     }
@@ -225,8 +237,21 @@ def _show(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _verify(given: argparse.Namespace) -> int:
+    from clsim import checksums
+
+    text, whole = checksums.verified([Path(run) for run in given.runs])
+    print(text)
+    return DONE if whole else FAILED
+
+
 def _cache(given: argparse.Namespace) -> int:
     from clsim import config, listing
 
-    print(listing.clear_cache(config.cache_dir()) if given.clear else listing.cache(config.cache_dir()))
+    folder = config.cache_dir()
+    if given.verify:
+        text, whole = listing.verify_cache(folder)
+        print(text)
+        return DONE if whole else FAILED
+    print(listing.clear_cache(folder) if given.clear else listing.cache(folder))
     return DONE

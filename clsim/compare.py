@@ -107,17 +107,20 @@ def _code_notes(runs: Sequence[Run]) -> list[str]:
 def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     """The finished runs in and below the paths, each once, and the directories of unfinished ones.
 
-    Raises RequestError for a path without runs, and for a run with a file that is missing or broken.
+    Raises RequestError for a path without runs, and if runs are broken, with the names of the first.
     """
-    directories: dict[Path, Path] = {}
-    for path in paths:
-        below = sorted({file.parent for name in (rundir.SUMMARY, rundir.CONFIG) for file in path.rglob(name)})
-        if not below:
-            raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
-        for directory in below:
-            directories.setdefault(directory.resolve(), directory)
-    finished = [path for path in directories.values() if (path / rundir.SUMMARY).exists()]
-    return [load(path) for path in finished], [path for path in directories.values() if path not in finished]
+    directories = rundir.below(paths)
+    finished = [path for path in directories if (path / rundir.SUMMARY).exists()]
+    runs, broken = [], []
+    for path in finished:
+        try:
+            runs.append(load(path))
+        except RequestError as error:
+            broken.append(str(error))
+    if broken:  # no table without them: a mean that has lost a seed looks like any other
+        more = f"; {len(broken) - NAMED} more are broken" if len(broken) > NAMED else ""
+        raise RequestError(f"{'; '.join(broken[:NAMED])}{more}")
+    return runs, [path for path in directories if path not in finished]
 
 
 def _with_gains(runs: Sequence[Run]) -> list[Run]:

@@ -1,7 +1,11 @@
 """Errors that explain what is wrong with a request and how to correct it."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -24,3 +28,32 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return RequestError(f"no {kind} {name!r}{hint}; there are: {', '.join(names) or 'none'}")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space on the disk, in the user's quota, or in one file
+
+
+class WriteFailed(OSError):
+    """A file cannot be written; a full disk has the size that is needed and the space that is free."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """While `path` is written, `size` bytes if known. Raises WriteFailed for a full disk or an error without a name."""
+    try:
+        yield
+    except WriteFailed:
+        raise
+    except OSError as error:
+        if error.errno not in FULL and error.filename is not None:
+            raise
+        what = str(error.strerror or error)
+        if error.errno in FULL:
+            with contextlib.suppress(OSError):
+                needed = "" if size is None else f"{_amount(size)} are needed, "
+                what += f" ({needed}{_amount(shutil.disk_usage(path.parent).free)} are free)"
+        raise WriteFailed(error.errno, what, str(error.filename or path)) from error
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:.1f} KiB"

@@ -1,14 +1,16 @@
 """The output of `clsim list`, `show` and `cache`. Plug-in files are read and never run."""
 
+import contextlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clsim import plugins
 from clsim.backbones import registry
+from clsim.data import entries
 from clsim.errors import RequestError, unknown
 
 SECTIONS = ("scenarios", "strategies", "parts", "backbones")
@@ -128,22 +130,41 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def cache(folder: Path) -> str:
     """The cache's folder and contents."""
-    entries = _entries(folder)
-    rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
-    total = f"{folder}: {size_text(sum(map(size, entries)))} in {len(entries)} entries"
+    found = _entries(folder)
+    rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in found]
+    total = f"{folder}: {size_text(sum(map(size, found)))} in {len(found)} entries"
     return f"{total}\n{columns(rows)}" if rows else f"{folder}: empty"
 
 
 def clear_cache(folder: Path) -> str:
-    """Empty the cache; returns a list of what was removed."""
-    entries = _entries(folder)
-    rows = [(f"  {entry.relative_to(folder)}", size_text(size(entry))) for entry in entries]
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    """Empty the cache; returns a list of what was removed. Entries that another process is just making stay."""
+    rows = []
+    for entry in _entries(folder):
+        text = size_text(size(entry))
+        removed = entries.remove(entry)
+        rows.append((f"  {entry.relative_to(folder)}", text if removed else "(another process is making it: kept)"))
     return f"removed from {folder}:\n{columns(rows)}" if rows else f"{folder}: already empty"
+
+
+def verify_cache(folder: Path) -> tuple[str, bool]:
+    """Every table and feature bank, read in full and compared with its checksums, one line each; and if all are whole.
+
+    A broken entry is set aside, so that the next run makes it again; a bank of which some blocks are broken stays,
+    because these are computed again when they are read.
+    """
+    from clsim.backbones import bank_files  # late: numpy
+
+    lines, whole = [], True
+    for entry in _entries(folder):
+        if entries.TEMPORARY.search(entry.name) or entry.name.endswith(entries.BROKEN):
+            continue
+        is_table = entry.parent.name == "tables"
+        found = (entries.faults if is_table else bank_files.faults)(entry, whole=True)
+        whole = whole and not found
+        if found:
+            entries.usable(entry, partial(entries.faults, whole=True) if is_table else bank_files.faults)
+        lines.append(f"{entry.relative_to(folder)}: {'BROKEN: ' + '; '.join(found) if found else 'whole'}")
+    return "\n".join(lines) or f"{folder}: empty", whole
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -152,8 +173,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of the files below a folder."""
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    """Bytes of a file, or of the files below a folder; of those that are still there."""
+    total = 0
+    for file in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def size_text(count: float) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from clsim import checkpoint, config, options
+from clsim import checkpoint, checksums, config, options, rundir
 from clsim.backbones.features import BLOCK
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch, filled_up
@@ -30,14 +30,15 @@ class Predictor:
     """Classifies images exactly as the run's last evaluation: same batches, same precision, same classes."""
 
     def __init__(self, directory: Path, device: str = "cpu") -> None:
-        """Raises RequestError if the backbone's weights are unavailable, or the saved weights do not fit."""
+        """Raises RequestError if the backbone's weights are unavailable, or the saved ones are broken or do not fit."""
+        checksums.require(directory, rundir.CONFIG, rundir.ENVIRONMENT, rundir.STATE)
         asked = config.RunConfig.from_toml((directory / "config.toml").read_text(encoding="utf-8"), directory)
         made = _environment(directory)
         _warn_of_other_plugins(directory, asked, made)
         self.device = torch.device(settled(options.device(device, "device"), "fp32")[0])
         strategy = asked.make_strategy()
         backbone = load_backbone(asked.backbone, asked.weights, asked.image_size)
-        saved = checkpoint.load(directory / "checkpoint")
+        saved = _saved(directory)
         info = stream_info(saved["info"])
         self.bf16 = asked.precision == "bf16"
         self.learner, self.tower = build_learner(strategy, backbone, info, asked.seed, self.device, self.bf16)
@@ -141,6 +142,15 @@ def _task_numbers(task: int | ArrayLike, count: int) -> NDArray[np.int64]:
         what = f"{given.dtype} of shape {given.shape}" if given.shape else repr(task)
         raise RequestError(f"task must be a whole number, or one for each of the {count} images, not {what}")
     return np.broadcast_to(given.astype(np.int64), (count,))
+
+
+def _saved(directory: Path) -> dict[str, Any]:
+    """The run's checkpoint. Raises RequestError."""
+    try:
+        found: dict[str, Any] = checkpoint.load(directory / rundir.CHECKPOINT)
+    except (FileNotFoundError, RequestError) as error:
+        raise RequestError(f"{error}; {rundir.WAY_OUT}") from error
+    return found
 
 
 def _environment(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clsim import provenance, rundir
+from clsim import checksums, provenance, rundir
 from clsim.errors import RequestError
 from clsim.options import NOT_COMPARED
 
@@ -78,6 +78,7 @@ class Run:
         Lists and objects are elements of object arrays. If a record lacks a field that other records of its kind have,
         the element is None. Raises RequestError with the file's name if the file is missing or broken.
         """
+        checksums.require(self.directory, rundir.EVENTS)
         kinds: dict[str, list[dict[str, Any]]] = {}
         for record in rundir.read_records(self.directory / rundir.EVENTS):
             kinds.setdefault(record.pop("event"), []).append(record)
@@ -90,11 +91,12 @@ class Run:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The classes' names: class id c, and column c of `scores`, is `class_names[c]`. Raises RequestError."""
-        path = self.directory / "checkpoint" / "state.json"
+        path = self.directory / rundir.STATE
+        checksums.require(self.directory, rundir.STATE)
         try:
             return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))["tree"]["info"]["class_names"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{path} is missing or broken: {error!r}") from error
+            raise RequestError(f"{path} is missing or broken: {error!r}; {rundir.WAY_OUT}") from error
 
     def predict(
         self, images: Any, task: int | ArrayLike | None = None, device: str = "cpu", batch_size: int = 64
@@ -152,7 +154,8 @@ def _column(values: list[Any]) -> NDArray[Any]:
 def load(directory: str | Path) -> Run:
     """The run in `directory`.
 
-    Raises RequestError if there is none, if it has not finished, or if one of its files is missing or broken.
+    Raises RequestError if there is none, if it has not finished, or if one of its files is missing, broken, or not as
+    the run left it.
     """
     directory = Path(directory)
     if not (directory / rundir.SUMMARY).exists():
@@ -160,21 +163,25 @@ def load(directory: str | Path) -> Run:
         raise RequestError(
             f"{directory} holds {'an unfinished run; repeat its command to continue it' if unfinished else 'no run'}"
         )
-    return Run(
+    checksums.require(directory, *NEEDED)
+    found = Run(
         directory,
         _read(directory / rundir.CONFIG, tomllib.loads),
         _read(directory / rundir.MATRIX, json.loads),
         _read(directory / rundir.SUMMARY, json.loads),
     )
+    if checksums.MARK in found.summary and not (directory / rundir.CHECKSUMS).exists():
+        raise RequestError(f"{directory} is broken: {rundir.CHECKSUMS} is missing; {rundir.WAY_OUT}")
+    return found
 
 
 def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """A file of a finished run, checked for its NEEDED keys. Raises RequestError."""
     try:
         tree = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is missing or broken: {error!r}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is missing or broken: {error!r}; {rundir.WAY_OUT}") from error
     absent = [key for key in NEEDED[path.name] if key not in tree] if isinstance(tree, dict) else NEEDED[path.name]
     if absent:
-        raise RequestError(f"{path} was not written by a run: it has no {', '.join(absent)}")
+        raise RequestError(f"{path} was not written by a run: it has no {', '.join(absent)}; {rundir.WAY_OUT}")
     return tree

@@ -3,8 +3,9 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,64 @@ CONFIG = "config.toml"  # every option and field
 ENVIRONMENT = "env.json"  # versions, code, device and data
 EVENTS = "events.jsonl"  # the journal: every step and evaluation
 CHECKPOINT = "checkpoint"  # a folder; see clsim.checkpoint
+STATE = f"{CHECKPOINT}/state.json"  # if it exists, there is a checkpoint
 MATRIX = "matrix.json"  # integer counts of every evaluation
+CHECKSUMS = "checksums.json"  # of the other files; see clsim.checksums
 SUMMARY = "summary.json"  # metrics and costs; written last: if it exists, the run has finished
 LOCK = ".lock"
+WAY_OUT = "the run's command with --fresh makes it again"
 
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Lock a run directory for this process. Raises RequestError if another process uses it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("w") as stream:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RequestError(f"the run needs the folder {directory}, but there is a file in its place") from error
+    lock = directory / LOCK
+    # some file systems lock only what may be written; a folder in the place of the file can be locked, too
+    handle = os.open(lock, os.O_RDONLY if lock.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
         except BlockingIOError as error:
             raise RequestError(f"another process is at work in {directory}") from error
         yield
+    finally:
+        os.close(handle)
 
 
 def clear(directory: Path) -> None:
-    """Remove a run's files, but not the lock on its directory."""
-    (directory / SUMMARY).unlink(missing_ok=True)  # first: an incomplete removal must not look like a finished run
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+    """Remove a run's files, but not the lock on its directory.
+
+    What an interrupted removal leaves is never a finished run, and never a checkpoint without its other files.
+    """
+    for path in (directory / SUMMARY, directory / CHECKPOINT, *directory.iterdir()):
+        if path.name == CHECKPOINT and path.is_dir() and not path.is_symlink():
+            _remove(directory / STATE)
+        if path.name != LOCK:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with its contents, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def below(paths: Iterable[Path]) -> list[Path]:
+    """The run directories in and below the paths, each once. Raises RequestError for a path without any."""
+    directories: dict[Path, Path] = {}
+    for path in paths:
+        found = sorted({file.parent for name in (SUMMARY, CONFIG) for file in path.rglob(name)})
+        if not found:
+            raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
+        for directory in found:
+            directories.setdefault(directory.resolve(), directory)
+    return list(directories.values())
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,6 +85,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             for line in file:
                 if line.endswith(b"\n"):
                     record: dict[str, Any] = json.loads(line)
+                    if "event" not in record:
+                        raise ValueError("a line without an event")
                     yield record
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is missing or broken: {error!r}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RequestError(f"{path} is missing or broken: {error!r}; {WAY_OUT}") from error

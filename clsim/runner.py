@@ -222,7 +222,7 @@ class Job:
 
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         self.code = self._code()
-        (self.directory / "config.toml").write_text(self.config.to_toml())
+        checkpoint.write_text(self.directory / "config.toml", self.config.to_toml())
         about = summary.environment(self.config, self.benchmark, self.weights)
         about |= {"code": self.code, "found": self.records}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
@@ -261,16 +261,17 @@ class Job:
         state = State(learner, self.benchmark.info, self.config.seed)
         parts = [*self.strategy.parts(), *self.parts]
         folder = self.directory / "checkpoint"
-        saved = checkpoint.load(folder) if (folder / "state.json").exists() else None
+        saved = _saved(folder)
         board = TensorBoard(self.directory, self.benchmark)
-        journal = Journal(self.directory / "events.jsonl", [board], offset=saved["offset"] if saved else 0)
+        where = (saved["offset"], saved.get("journal")) if saved else (0, None)
+        journal = Journal(self.directory / "events.jsonl", [board], *where)
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
         pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
         loop.parts = [*parts, *pictures, journal, shown]
         loop.tools.record = journal.log
-        loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset()))
+        loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset(), journal.digest()))
         if saved is not None:
             snapshot.restore(loop, parts, saved)
         return loop, journal
@@ -316,7 +317,19 @@ class Job:
             "code": self.code,
         }
         journal.end(measured.values, cost, _hyper_parameters(self.config))
+        journal.close()  # now, so that its checksum, and that of TensorBoard's file, are known
         summary.write(self.directory, loop, summary.summary(loop, measured, cost, names))
+
+
+def _saved(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint of an unfinished run; None if there is none. Raises RequestError if it is broken."""
+    try:
+        found: dict[str, Any] = checkpoint.load(folder)
+    except FileNotFoundError:
+        return None
+    except RequestError as error:
+        raise RequestError(f"{error}; --fresh starts the run again") from error
+    return found
 
 
 def _require_boundaries(asked: RunConfig, strategy: Strategy, parts: Sequence[Part], benchmark: Benchmark) -> None:

@@ -16,8 +16,8 @@ from clsim.loop import Cost, Loop
 COPIED = ("trained", "epoch", "epoch_steps", "step", "correct", "total", "task_correct", "anytime", "has_baseline_row")
 
 
-def take(loop: Loop, parts: Sequence[Part], offset: int) -> dict[str, Any]:
-    """A tree for `clsim.checkpoint`; `offset` is the length of the journal."""
+def take(loop: Loop, parts: Sequence[Part], offset: int, journal: str | None = None) -> dict[str, Any]:
+    """A tree for `clsim.checkpoint`; `offset` is the length of the journal, and `journal` its digest."""
     s = loop.state
     # each experience makes its own optimizer, so between two experiences there is none to save
     kept = s.made_optimizer is not None and (loop.inside or not s.experience.boundary)
@@ -36,6 +36,7 @@ def take(loop: Loop, parts: Sequence[Part], offset: int) -> dict[str, Any]:
         "cost": asdict(loop.cost),
         "peak_memory": peak_memory(),
         "offset": offset,
+        "journal": journal,
         **{name: getattr(s, name) for name in COPIED},
     }
 

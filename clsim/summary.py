@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clsim import checkpoint, provenance
+from clsim import checkpoint, checksums, provenance, rundir
 from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone
 from clsim.config import RunConfig
@@ -60,9 +60,14 @@ def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[st
 
 
 def write(directory: Path, loop: Loop, described: dict[str, Any]) -> None:
-    """Write matrix.json, then summary.json: if summary.json exists, the run has finished."""
-    checkpoint.write_text(directory / "matrix.json", json.dumps(matrix(loop)))
-    checkpoint.write_text(directory / "summary.json", json.dumps(described, indent=1))
+    """Write matrix.json, checksums.json, then summary.json: if summary.json exists, the run has finished.
+
+    Every other file of the run must be complete.
+    """
+    checkpoint.write_text(directory / rundir.MATRIX, json.dumps(matrix(loop)))
+    text = json.dumps(described | {checksums.MARK: True}, indent=1)
+    checkpoint.write_text(directory / rundir.CHECKSUMS, checksums.text_for(directory, {rundir.SUMMARY: text}))
+    checkpoint.write_text(directory / rundir.SUMMARY, text)
 
 
 def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int | None]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from clsim import checkpoint, config, plugins, runner
+from clsim import checkpoint, checksums, config, plugins, rundir, runner
 from clsim.config import RunConfig
 from clsim.data.batches import Loader
 from clsim.data.table import ImageTable
@@ -175,6 +175,18 @@ def same_run(weights) -> Callable[[Run, Run], None]:
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
     return check
+
+
+@pytest.fixture(scope="session")
+def without_checksums() -> Callable[[Run], None]:
+    """Makes a finished run one of an earlier version, whose files may differ from those that the run left."""
+
+    def age(run: Run) -> None:
+        (run.directory / rundir.CHECKSUMS).unlink()
+        summary = {key: value for key, value in run.summary.items() if key != checksums.MARK}
+        (run.directory / rundir.SUMMARY).write_text(json.dumps(summary))
+
+    return age
 
 
 # tables and files

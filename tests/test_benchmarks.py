@@ -39,3 +39,10 @@ def test_a_learners_step_is_measured_in_a_runs_own_loop():
     words = ("--rounds", 1, "--steps", 1, "--batch-size", 2, "--model", "vit_nano")
     text = call(ROOT / "tests/benchmarks/tuners.py", *words)
     assert {"vpt_deep", "ncm"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
+
+
+def test_nothing_that_is_killed_full_or_broken_changes_a_result():
+    lines = call(ROOT / "tests/benchmarks/campaign.py", "--short").splitlines()
+    assert lines[-1].startswith("0 faults")
+    counted = {line.rsplit(maxsplit=5)[0]: list(map(int, line.split()[-5:])) for line in lines[2:-1]}
+    assert len(counted) == 11 and all(sum(row[:2]) > 0 == sum(row[2:]) for row in counted.values())

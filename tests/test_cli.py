@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from clsim import cli, listing, plugins
 from clsim.backbones import registry
@@ -413,3 +415,52 @@ def test_a_configuration_of_absurd_size_is_refused(
 def test_far_names_are_not_proposed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "nothing"]) == 2
     assert "did you mean" not in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import atexit, sys, time
+from clsim import cli
+atexit.register(time.sleep, 60)  # an interpreter with many modules takes its time to end
+def interrupted(argv):
+    print("so far")
+    exec("raise KeyboardInterrupt")  # in compiled text, e.g. of a dataclass, it would change the exit status
+cli._dispatch = interrupted
+sys.exit(cli.main())
+"""
+
+
+def test_an_interrupted_program_ends_at_once_with_its_own_status() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout) == (130, "so far\n")
+    assert done.stderr == "clsim: interrupted; repeat the same command to resume\n"
+
+
+def test_the_cache_is_verified_cleared_and_cleared_again(tmp_path, monkeypatch, capsys, make_table) -> None:
+    from clsim.backbones.features import FeatureBank
+    from clsim.backbones.load import load_backbone
+
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path))
+    tower, cpu = load_backbone("vit_nano").image, torch.device("cpu")
+    bank = FeatureBank(tower, make_table(), cpu, tmp_path)
+    bank.rows(np.arange(4))
+    folder = bank.folder.relative_to(tmp_path)
+    assert cli.main(["cache", "--verify"]) == 0 and capsys.readouterr().out == f"{folder}: whole\n"
+    (bank.folder / "features").write_bytes(b"\1" * (bank.folder / "features").stat().st_size)
+    assert cli.main(["cache", "--verify"]) == 1
+    assert capsys.readouterr().out == f"{folder}: BROKEN: 1 blocks were changed\n" and bank.folder.exists()
+    (bank.folder / "features").write_bytes(b"")
+    assert cli.main(["cache", "--verify"]) == 1
+    assert "it is now" in capsys.readouterr().err and not bank.folder.exists()
+    FeatureBank(tower, make_table(), cpu, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("clsim.data.entries.shutil.rmtree", lambda *args: interrupt())
+        cli._dispatch(["cache", "--clear"])
+    assert not bank.folder.exists(), "it has lost its name, so nobody takes what is left of it for an entry"
+    assert [path for path in bank.folder.parent.iterdir() if ".tmp-" in path.name]
+    FeatureBank(tower, make_table(), cpu, tmp_path)
+    assert not [path for path in bank.folder.parent.iterdir() if ".tmp-" in path.name]
+    assert cli.main(["cache", "--clear"]) == 0 and not list(bank.folder.parent.iterdir())
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

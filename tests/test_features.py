@@ -1,13 +1,16 @@
 """The feature bank: the same bits whoever fills it, whenever and in whatever order."""
 
 import multiprocessing
+import os
+import shutil
+import stat
 
 import numpy as np
 import pytest
 import torch
 
 from clsim import rng
-from clsim.backbones import features
+from clsim.backbones import bank_files, features
 from clsim.backbones.features import BLOCK, FeatureBank, View
 from clsim.backbones.load import load_backbone
 from clsim.data.transforms import Augmentation, augmented, evaluation
@@ -62,7 +65,7 @@ def test_only_blocks_asked_for_are_computed_and_only_once(tower, table, tmp_path
 
 def test_interrupted_block_is_computed_again(tower, table, tmp_path, monkeypatch):
     bank = FeatureBank(tower, table, CPU, tmp_path)
-    real, writes = features.os.pwrite, []
+    real, writes = bank_files.os.pwrite, []
 
     def pwrite(*args):
         writes.append(args)
@@ -70,7 +73,7 @@ def test_interrupted_block_is_computed_again(tower, table, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(features.os, "pwrite", pwrite)
+    monkeypatch.setattr(bank_files.os, "pwrite", pwrite)
     with pytest.raises(KeyboardInterrupt):
         bank.fill(np.arange(len(table)))
     assert set((bank.folder / "filled").read_bytes()) == {0}
@@ -115,7 +118,7 @@ def test_a_full_disk_leaves_no_bank(tower, table, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features.json, "dumps", full)
+    monkeypatch.setattr(bank_files, "sealed", full)
     with pytest.raises(OSError, match="No space"):
         FeatureBank(tower, table, CPU, tmp_path)
     assert not list((tmp_path / "features").iterdir())
@@ -168,3 +171,121 @@ def test_seconds_of_rows_are_those_of_their_blocks_whoever_computed_them(tower, 
     again = FeatureBank(tower, table, CPU, tmp_path)
     assert again.seconds(np.array([1, 2, 3 * BLOCK])) == 5.0
     assert again.seconds(np.arange(len(table))) == 7.0, "a block that was never filled took nothing"
+
+
+# broken banks, leftovers and other users
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load_backbone("vit_nano").image
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "missing": lambda file: file.unlink(),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
+    "first byte": lambda file: flip(file, 0),
+    "last byte": lambda file: flip(file, -1),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", ["bank.json", "features", "blocks", "filled"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_broken_bank_gives_the_same_features(plain, table, tmp_path, capsys, name, damage):
+    every = np.arange(len(table))
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    expected, whole = bank.rows(every), contents(bank)
+    DAMAGE[damage](bank.folder / name)
+    again = FeatureBank(plain, table, CPU, tmp_path)
+    assert torch.equal(again.rows(every), expected) and contents(again) == whole
+    assert again.seconds(every) > 0
+    said = capsys.readouterr().err
+    if name == "filled" and damage in ("zeros", "first byte", "last byte"):
+        assert said.count("\n") <= 1, "blocks that seem empty are computed again, which is not worth a line"
+    else:
+        assert said.count("\n") == 1 and str(bank.folder) in said and "again" in said
+    assert bank_files.faults(bank.folder, whole=True) == []
+    FeatureBank(plain, table, CPU, tmp_path).rows(every)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_files_of_another_bank_are_not_taken(plain, table, make_table, tmp_path):
+    every = np.arange(len(table))
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    other = FeatureBank(plain, make_table(num_classes=5, per_class=21, seed=1), CPU, tmp_path)
+    expected, _ = bank.rows(every), other.fill(every)
+    for names in (("features",), ("blocks",), ("features", "blocks", "filled"), ("features", "blocks", "bank.json")):
+        for name in names:
+            shutil.copyfile(other.folder / name, bank.folder / name)
+        assert torch.equal(FeatureBank(plain, table, CPU, tmp_path).rows(every), expected), names
+
+
+def test_a_full_check_finds_blocks_that_nobody_has_read(plain, table, tmp_path):
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    bank.fill(np.array([0, BLOCK]))
+    assert bank_files.faults(bank.folder, whole=True) == []
+    flip(bank.folder / "features", 10)
+    assert bank_files.faults(bank.folder) == []
+    assert bank_files.faults(bank.folder, whole=True) == ["1 blocks were changed"]
+
+
+def test_a_block_is_checked_once_in_a_process(plain, table, tmp_path, monkeypatch):
+    FeatureBank(plain, table, CPU, tmp_path).fill(np.arange(len(table)))
+    checked = []
+    real = bank_files._checksum
+    monkeypatch.setattr(bank_files, "_checksum", lambda *parts: checked.append(parts[1]) or real(*parts))
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    for _ in range(3):
+        bank.rows(np.array([3, 2 * BLOCK]))
+    assert checked == [0, 2]
+
+
+def test_a_bank_in_use_outlives_the_cache(plain, table, tmp_path):
+    every = np.arange(len(table))
+    expected = FeatureBank(plain, table, CPU, tmp_path / "own").rows(every)
+    bank = FeatureBank(plain, table, CPU, tmp_path / "cleared")
+    bank.rows(np.array([0]))
+    shutil.rmtree(tmp_path / "cleared")
+    assert torch.equal(bank.rows(every), expected) and bank.seconds(every) > 0
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775)])
+def test_banks_follow_the_umask(plain, table, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = FeatureBank(plain, table, CPU, tmp_path / "cache").folder
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)] == [mode, mode]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {mode & 0o666}
+
+
+def test_what_killed_processes_left_is_removed(plain, table, tmp_path):
+    left = tmp_path / "features" / "0123456789abcdef01234567.tmp-0123abcd"
+    left.mkdir(parents=True)
+    (left / "features").write_bytes(b"half of them")
+    FeatureBank(plain, table, CPU, tmp_path)
+    assert not left.exists()
+
+
+def test_a_bank_of_another_user_that_may_only_be_read(plain, table, tmp_path, monkeypatch):
+    every = np.arange(len(table))
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    expected = bank.rows(every)
+    # not read-only files: the superuser, who may run the tests, writes into them
+    monkeypatch.setattr(bank_files.os, "access", lambda *args: False)
+    reader = FeatureBank(plain, table, CPU, tmp_path)
+    assert torch.equal(reader.rows(every), expected)
+    flip(bank.folder / "features", 0)
+    with pytest.raises(PermissionError, match=f"CLSIM_CACHE_DIR names another cache.*{bank.folder}"):
+        FeatureBank(plain, table, CPU, tmp_path).rows(every)

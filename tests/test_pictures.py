@@ -8,6 +8,7 @@ import torch
 
 from clsim import compare, config, runner
 from clsim.data.streams import Experience
+from clsim.errors import RunFailed
 from clsim.outputs import Outputs
 from clsim.recorders import comparison, pictures
 from clsim.recorders.figures import grid_figure, map_figure, to_array
@@ -52,6 +53,14 @@ def test_the_maps_of_an_interrupted_run_equal_those_of_a_whole_one(tmp_path, map
     runner.run_all(plan("dann", tmp_path / "broken"), quiet=True)
     (whole, *_), (again, *_) = maps
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"PK\3\4 and nothing"])
+def test_outputs_kept_from_before_training_that_are_broken_are_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "before.npz").write_bytes(content)
+    with pytest.raises(RunFailed, match=r"before\.npz is missing or broken .* --fresh"):
+        pictures._stored(tmp_path / "before.npz")
 
 
 def test_a_map_shows_at_most_shown_images(make_table):

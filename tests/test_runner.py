@@ -165,6 +165,67 @@ def test_two_processes_never_work_in_one_directory(tmp_path):
     assert small(strategy="linear", out=tmp_path, fresh=True).metrics == run.metrics
 
 
+def test_a_new_start_that_was_killed_begins_again(tmp_path, finished, monkeypatch, same_run):
+    def work(**given):
+        return finished("linear", tmp_path, **given)
+
+    whole = work()
+    for stop in (1, 3, 5):
+        unlink, removed = Path.unlink, []
+
+        def counted(path, unlink=unlink, removed=removed, stop=stop, **options):
+            if path.is_relative_to(whole.directory):
+                removed.append(path)
+                if len(removed) > stop:
+                    raise KeyboardInterrupt
+            unlink(path, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", counted)
+            runner.run_one(config.RunConfig.from_toml((whole.directory / "config.toml").read_text()), fresh=True)
+        same_run(work(), whole)
+
+
+REMOVER = """
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from clsim import config
+from clsim.strategies.linear import Linear
+
+@dataclass(kw_only=True)
+class Remover(Linear):
+    what: str = "nothing"
+
+    def after_update(self, s):
+        if s.step == 5 and self.what == "cache":
+            shutil.rmtree(config.cache_dir())
+        if s.step == 5 and self.what in ("removed", "moved"):
+            for folder in Path(__file__).parent.rglob("vit_nano-s0-*"):
+                folder.rename(folder.parent / "moved") if self.what == "moved" else shutil.rmtree(folder)
+"""
+
+
+@pytest.mark.parametrize("what", ["removed", "moved"])
+def test_a_run_directory_that_goes_meanwhile_is_named_and_nothing_is_written_in_its_place(tmp_path, finished, what):
+    (tmp_path / "remover.py").write_text(REMOVER)
+    with pytest.raises((RunFailed, OSError), match=r"vit_nano-s0-") as caught:
+        finished(f"{tmp_path}/remover.py:Remover", tmp_path, what=what)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("vit_nano-s0-*/config.toml"))
+
+
+def test_a_cache_that_is_removed_while_a_run_goes_on(tmp_path, finished, monkeypatch, weights):
+    (tmp_path / "remover.py").write_text(REMOVER)
+    name = f"{tmp_path}/remover.py:Remover"
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / "cache"))
+    run = finished(name, tmp_path, what="cache")
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / "another"))
+    other = finished(name, tmp_path / "other", what="nothing")
+    assert run.matrix == other.matrix
+    assert all(torch.equal(tensor, weights(other)[key]) for key, tensor in weights(run).items())
+
+
 def test_another_configuration_gets_another_directory(tmp_path):
     runs = [
         small(strategy="linear", out=tmp_path),
@@ -208,7 +269,7 @@ def test_a_failed_run_keeps_its_last_checkpoint_and_goes_on(tmp_path, monkeypatc
     assert small(strategy="linear", out=tmp_path).metrics["average_accuracy"] is not None
 
 
-def test_weights_of_another_learner_are_refused(tmp_path):
+def test_weights_of_another_learner_are_refused(tmp_path, without_checksums):
     run = small(strategy="linear", out=tmp_path)
     images = np.zeros((1, 3, 8, 8), np.uint8)
     assert run.predict(images).shape == (1,)
@@ -216,6 +277,9 @@ def test_weights_of_another_learner_are_refused(tmp_path):
     state = checkpoint.load(folder)
     state["learner"]["old.weight"] = state["learner"].pop("head.weight")
     checkpoint.save(folder, state)
+    with pytest.raises(RequestError, match=r"is broken: checkpoint/state\.json was changed .* --fresh makes it again"):
+        clsim.load(run.directory).predict(images)
+    without_checksums(run)
     with pytest.raises(RequestError, match=r"another learner \(head.weight\)"):
         clsim.load(run.directory).predict(images)
     (run.directory / "summary.json").unlink()

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -458,6 +459,42 @@ def test_what_a_killed_process_left_is_removed_and_what_another_makes_is_not(tmp
     assert leftovers(tmp_path) == [making]
     ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path)
     assert leftovers(tmp_path) == [], "even if the table itself is in the cache"
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from clsim import cli
+from clsim.data import table
+from clsim.data.readers import read_parquet
+decoded = table.decoded
+def slow(*arguments):
+    print("decoding", flush=True)
+    time.sleep(0.1)
+    return decoded(*arguments)
+table.decoded = slow
+cli._dispatch = lambda argv: table.ImageTable.decode(read_parquet([Path(argv[0])], "image", "label"), 32, Path(argv[1]))
+sys.exit(cli.main())
+"""
+
+
+def test_ctrl_c_stops_the_making_of_a_table_at_once(tmp_path, write_parquet):
+    count = 300 * (os.cpu_count() or 1)  # so that the rest would take 30 s
+    file = write_parquet(tmp_path / "train.parquet", pictures(count), [i % 2 for i in range(count)])
+    # jobs that a shell starts in the background ignore Ctrl-C, and what they start inherits that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-c", INTERRUPTED, str(file), str(tmp_path)]
+    try:
+        maker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert maker.stdout.readline() == b"decoding\n"
+    began = time.monotonic()
+    maker.send_signal(signal.SIGINT)
+    _, err = maker.communicate()
+    assert maker.returncode == 130 and err == b"clsim: interrupted; repeat the same command to resume\n"
+    assert time.monotonic() - began < 5, "two seconds, and more only on a busy machine"
+    assert leftovers(tmp_path) == [] and list((tmp_path / "tables").iterdir()) == []
 
 
 def test_temporary_folders_of_older_versions_go_when_they_are_a_day_old(tmp_path, encode):

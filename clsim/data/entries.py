@@ -14,11 +14,12 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clsim.errors import RequestError
+from clsim.errors import RequestError, writing
+from clsim.sealed import file_digest
 
 ABOUT = "entry.json"
 LARGE = "images."  # names of large files begin with this: only their ends are read when an entry is opened
@@ -29,25 +30,32 @@ BROKEN = ".broken"
 
 
 def opened(folder: Path) -> dict[str, Any] | None:
-    """What the maker of an entry stored in `entry.json`; None if there is no entry.
-
-    A broken entry is renamed to `*.broken`, with a line on stderr, and then there is none; it is kept until another one
-    breaks or the cache is cleared. Raises RequestError if it cannot be renamed. What killed processes left is removed.
-    """
-    if folder.parent.exists():
-        remove_leftovers(folder.parent)
-    if not folder.exists():
+    """What the maker of an entry stored in `entry.json`; None if there is no entry. See `usable`."""
+    if not usable(folder, faults):
         return None
-    if faults(folder):
-        with locked(folder.parent):  # another process may have replaced it meanwhile
-            if folder.exists() and (found := faults(folder)):
-                _set_aside(folder, found[0])
-                return None
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text())["about"]
     except FileNotFoundError:  # removed meanwhile
         return None
     return about
+
+
+def usable(folder: Path, check: Callable[[Path], list[str]]) -> bool:
+    """Whether there is an entry in which `check` finds nothing wrong.
+
+    A broken entry is renamed to `*.broken`, with a line on stderr, and then there is none; it is kept until another one
+    breaks or the cache is cleared. Raises RequestError if it cannot be renamed. What killed processes left is removed.
+    """
+    if folder.parent.is_dir():
+        remove_leftovers(folder.parent)
+    if not folder.exists():
+        return False
+    if check(folder):
+        with locked(folder.parent):  # another process may have replaced it meanwhile
+            if folder.exists() and (found := check(folder)):
+                _set_aside(folder, found[0])
+                return False
+    return True
 
 
 def faults(folder: Path, whole: bool = False) -> list[str]:
@@ -59,7 +67,7 @@ def faults(folder: Path, whole: bool = False) -> list[str]:
             return [f"{ABOUT} was changed"]
     except FileNotFoundError:
         return [f"{ABOUT} is missing"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return [f"{ABOUT} cannot be read ({type(error).__name__})"]
     found = []
     for name, (size, ends, digest) in stored["files"].items():
@@ -68,7 +76,7 @@ def faults(folder: Path, whole: bool = False) -> list[str]:
             if actual != size:
                 found.append(f"{name} has {actual} bytes, not {size}")
             elif _ends(folder / name) != ends or (
-                (whole or not name.startswith(LARGE)) and _whole(folder / name) != digest
+                (whole or not name.startswith(LARGE)) and file_digest(folder / name) != digest
             ):
                 found.append(f"the bytes of {name} were changed")
         except OSError as error:
@@ -82,23 +90,37 @@ def new(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     If another process was faster, its entry stays. If the block raises, nothing stays.
     """
+    about: dict[str, Any] = {}
+    with made(folder, faults) as temporary:
+        yield temporary, about
+        files = {
+            each.name: (each.stat().st_size, _ends(each), file_digest(each)) for each in sorted(temporary.iterdir())
+        }
+        content = {"about": about, "files": files}
+        (temporary / ABOUT).write_text(json.dumps(content | {"digest": _digest_of(content)}))
+
+
+@contextlib.contextmanager
+def made(folder: Path, check: Callable[[Path], list[str]]) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end; nothing stays if the block raises.
+
+    If another process was faster, its entry stays, unless `check` finds that it is broken. Raises WriteFailed.
+    """
     parent = folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
     with locked(parent):  # so that nobody takes the folder for a leftover before it is locked
-        temporary = parent / f"{folder.name}.tmp-{secrets.token_hex(4)}"
-        temporary.mkdir()  # not tempfile: its folders are closed to other users, whatever the umask is
+        temporary = parent / f"{folder.name}.{_mark()}"
+        with writing(parent):
+            temporary.mkdir()  # not tempfile: its folders are closed to other users, whatever the umask is
         lock = os.open(temporary, os.O_RDONLY)
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, in any way
-    about: dict[str, Any] = {}
     try:
-        yield temporary, about
-        files = {file.name: (file.stat().st_size, _ends(file), _whole(file)) for file in sorted(temporary.iterdir())}
-        content = {"about": about, "files": files}
-        text = json.dumps(content | {"digest": _digest_of(content)})
-        (temporary / ABOUT).write_text(text)
+        with writing(temporary):
+            yield temporary
         with locked(parent):
-            if folder.exists() and (broken := faults(folder)):
+            if folder.exists() and (broken := check(folder)):
                 _set_aside(folder, broken[0])
             if not folder.exists():
                 temporary.rename(folder)
@@ -107,13 +129,30 @@ def new(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         os.close(lock)
 
 
+def remove(path: Path) -> bool:
+    """Remove an entry, or anything else in its place; false if another process is just making it.
+
+    It loses its name first, so that what an interrupted removal leaves is a leftover and no broken entry.
+    """
+    with locked(path.parent):
+        if path.is_dir() and not path.is_symlink():
+            if TEMPORARY.search(path.name) and not _is_leftover(path, old=True):
+                return False
+            renamed = path.with_name(f"{path.name.split('.')[0]}.{_mark()}")
+            path.rename(renamed)
+            shutil.rmtree(renamed)
+        else:
+            path.unlink(missing_ok=True)
+    return True
+
+
 def remove_leftovers(parent: Path) -> None:
     """Remove the temporary folders of processes that were killed."""
     with locked(parent):
         for path in list(parent.iterdir()):
             if TEMPORARY.search(path.name) and path.is_dir():
                 with contextlib.suppress(OSError):  # it has just become an entry, or another user's
-                    if _is_leftover(path):
+                    if _is_leftover(path, old=time.time() - path.stat().st_mtime > DAY):
                         shutil.rmtree(path)
 
 
@@ -142,9 +181,13 @@ def _set_aside(folder: Path, why: str) -> None:
     print(f"clsim: {folder} was broken ({why}); it is now {target.name}, and is made again", file=sys.stderr)
 
 
-def _is_leftover(folder: Path) -> bool:
-    """Whether a temporary folder belongs to no process: nobody locks it, or, where locks fail, it is a day old."""
-    old = time.time() - folder.stat().st_mtime > DAY
+def _mark() -> str:
+    """The end of the name of a temporary folder."""
+    return f"tmp-{secrets.token_hex(4)}"
+
+
+def _is_leftover(folder: Path, old: bool) -> bool:
+    """Whether a temporary folder belongs to no process: nobody locks it, or, where locks fail, it is `old`."""
     if "tmp-" not in folder.name:
         return old
     handle = os.open(folder, os.O_RDONLY)
@@ -173,9 +216,3 @@ def _ends(file: Path) -> str:
         stream.seek(max(QUICK, length - QUICK))
         digest.update(stream.read(QUICK))
     return digest.hexdigest()
-
-
-def _whole(file: Path) -> str:
-    """A digest of a whole file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

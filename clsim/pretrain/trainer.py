@@ -119,6 +119,7 @@ class Trainer:
             "modules": self.modules.state_dict(),
             "optimizers": [opt.state_dict() for opt in self.optimizers],
         }
+        self.out.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.out, state)
 
     def _resume(self) -> None:

@@ -8,6 +8,7 @@ Losses and logged values may be tensors on a GPU. They are read all at once when
 file, never in a training step: reading one makes the host wait until the GPU has computed it.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clsim.errors import RequestError
+from clsim.errors import RequestError, RunFailed, writing
 from clsim.events import Part, State, Step
 from clsim.rundir import read_records
+from clsim.sealed import begun
 
 __all__ = ["Journal", "Listener", "read_records"]
 
@@ -42,16 +44,18 @@ class Listener(Protocol):
 class Journal(Part):
     """Appends records to the run directory's `events.jsonl` and hands each to the listeners."""
 
-    def __init__(self, path: Path, listeners: Sequence[Listener] = (), offset: int = 0) -> None:
+    def __init__(
+        self, path: Path, listeners: Sequence[Listener] = (), offset: int = 0, digest: str | None = None
+    ) -> None:
         """Go on in the file `path` from `offset`, which `offset()` returned; 0: start with an empty file.
 
         Later records are cut off, and those before are replayed to the listeners. Raises RequestError if the file is
-        shorter than `offset`.
+        shorter than `offset`, or if what comes before it has not the `digest` that `digest()` returned there.
         """
+        self._path = path
         self._listeners = listeners
         self._kept: list[dict[str, Any]] = []  # records that are not written yet
-        if offset > 0 and (not path.exists() or path.stat().st_size < offset):
-            raise RequestError(f"{path} is missing or shorter than its checkpoint says; start again with --fresh")
+        self._hash = _begun(path, offset, digest)
         self._file = path.open("ab")
         self._file.truncate(offset)
         self._file.seek(offset)  # for `offset()`, which would otherwise return the length from before
@@ -68,15 +72,23 @@ class Journal(Part):
             self.flush()
 
     def flush(self) -> None:
-        """Write every record that waits, hand it to the listeners, and let the file be read. Waits for the device."""
+        """Write every record that waits, hand it to the listeners, and let the file be read. Waits for the device.
+
+        Raises RunFailed if the file was removed or replaced: whatever would be written now would be lost.
+        """
         records, self._kept = self._kept, []
         places = [(record, name) for record in records for name, value in record.items() if isinstance(value, Tensor)]
         for (record, name), value in zip(places, _values([record[name] for record, name in places]), strict=True):
             record[name] = value
+        self._require_file()
         for record in map(_finite, records):
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            line = json.dumps(record, allow_nan=False).encode() + b"\n"
+            with writing(self._path, len(line)):
+                self._file.write(line)
+            self._hash.update(line)
             self._tell(record)
-        self._file.flush()
+        with writing(self._path):
+            self._file.flush()
 
     def log(self, s: State, name: str, value: Any) -> None:
         """A log record: a number or a list of numbers, from Python, NumPy or a tensor on any device.
@@ -94,6 +106,10 @@ class Journal(Part):
         self.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def digest(self) -> str:
+        """A digest of everything before `offset()`."""
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Write what waits, and close the file and the listeners; a second call does nothing."""
@@ -141,9 +157,27 @@ class Journal(Part):
             counts["task_correct"] = s.task_correct[-1]
         self.write("evaluation", experience=s.trained, step=s.step, **counts, metrics=s.metrics)
 
+    def _require_file(self) -> None:
+        try:
+            same = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RunFailed(f"{self._path} was removed while the run was going on; repeat the command to start again")
+
     def _tell(self, record: dict[str, Any]) -> None:
         for listener in self._listeners:
             listener.write(record)
+
+
+def _begun(path: Path, offset: int, digest: str | None) -> "hashlib.blake2b":
+    """The hash after the first `offset` bytes of a file. Raises RequestError if they are not there or not these."""
+    found = begun(path, offset)
+    if found is None:
+        raise RequestError(f"{path} is missing or shorter than its checkpoint says; start again with --fresh")
+    if digest not in (None, found.hexdigest()):
+        raise RequestError(f"{path} was changed after its checkpoint was written; start again with --fresh")
+    return found
 
 
 def _accuracies(correct: Sequence[int | None], total: Sequence[int]) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, Experience
+from clsim.errors import RunFailed
 from clsim.events import Part, State
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
@@ -52,8 +54,7 @@ class Pictures(Part):
         shown = [(experience, _spread(experience)) for experience in (self.source, self.target)]
         classes = np.concatenate([experience.table.labels[rows] for experience, rows in shown])
         domains = [experience.domain or experience.name for experience, rows in shown for _ in rows]
-        with np.load(self.folder / BEFORE) as before:
-            maps = _maps(before, self._outputs(s))
+        maps = _maps(_stored(self.folder / BEFORE), self._outputs(s))
         features = map_figure({name: _flat(points) for name, points in maps.items()}, classes, domains)
         for name, figure in (("confusion", confusion), ("features", features)):
             figure.savefig(self.folder / f"{name}.png")
@@ -72,6 +73,15 @@ class Pictures(Part):
                     if values is not None:
                         found.setdefault(name, []).append(values[:count].float().cpu())
         return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+
+def _stored(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a file. Raises RunFailed if it is broken: a run that was interrupted reads it much later."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise RunFailed(f"{path} is missing or broken ({type(error).__name__}); start again with --fresh") from error
 
 
 def _maps(
