@@ -2,10 +2,11 @@
 
 Cropping, mirroring and antialiased resizing, bilinear or bicubic, are linear and separable: each output row is a
 weighted sum of input rows, and each output column a weighted sum of input columns. One matrix per image and axis does
-all of them, on any device.
+all of them, on any device. Images of several sizes are computed one by one.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -39,7 +40,7 @@ class InputSpec:
 
     @property
     def stored_side(self) -> int:
-        """Side at which larger images are stored, so that the central crop needs no second resize."""
+        """Shorter side at which larger images are stored, so that the central crop needs no second resize."""
         return round(self.size / self.crop)
 
 
@@ -171,8 +172,13 @@ def mirrored(boxes: Tensor, draw: Tensor) -> Tensor:
     return torch.where(draw[:, None] < 0.5, boxes[:, [0, 1, 3, 2]], boxes)
 
 
-def augmented(images: Tensor, pixels: InputSpec, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """(B,3,H,W) uint8 -> (B,3,S,S): a random crop of each image, mirrored at random."""
+def augmented(
+    images: Tensor | Sequence[Tensor], pixels: InputSpec, how: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random."""
+    if not isinstance(images, Tensor):
+        # one by one, not padded to one size: padding costs more, and an image's bits would depend on the others' sizes
+        return torch.cat([augmented(image[None], pixels, how, generator) for image in images])
     height, width = images.shape[-2:]
     boxes = random_boxes(len(images), height, width, how, generator)
     if how.interpolation is not None:
