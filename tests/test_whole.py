@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from clsim import rng
@@ -142,6 +143,18 @@ def test_crops_keep_the_share_of_the_whole_image_that_torchvision_asks_for(table
     slope = (found[:, 0, 28, 38] - found[:, 0, 28, 18]) * 56 / 20  # share of the width that a crop keeps
     share = slope * (found[:, 1, 38, 28] - found[:, 1, 18, 28]) * 56 / 20
     assert share.mean().item() == pytest.approx((crop_min + 1) / 2 * 84 / (64 * 4 / 3), abs=0.025)
+
+
+def test_with_torchvisions_transforms_crops_have_torchvisions_boxes_in_the_whole_image(table_of):
+    table = table_of([coordinates(300, 400)])
+    (whole,) = table.whole(np.array([0]))
+    found = crops(table, Augmentation(crop_min=0.08, flip=False, transforms="torchvision"), 1000)
+    share = (found[:, 0, 28, 38] - found[:, 0, 28, 18]) * (found[:, 1, 38, 28] - found[:, 1, 18, 28]) * (56 / 20) ** 2
+    torch.manual_seed(0)
+    image = torch.from_numpy(whole)
+    boxes = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])[2:] for _ in range(2000)]
+    expected = np.mean([height * width for height, width in boxes]) / (64 * 64 * 4 / 3)
+    assert share.mean().item() == pytest.approx(expected, abs=0.025) and expected < 0.51
 
 
 @pytest.mark.parametrize("limit", [100, 1 << 30])  # encoded and decoded
