@@ -104,6 +104,9 @@ class Dapl(TextPrompts):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
 
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        return super().unused(info) | {"mask": "its softmax is over all prompts"}
+
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return DomainPrompts(backbone.text_tower, info, self)
 

@@ -43,6 +43,8 @@ def test_a_field_of_several_strategies_needs_one_that_uses_it(plan, tmp_path):
         ("linear", {"momentum": 0.5}, "optimizer=adam has none"),
         ("finetune", {"warmup_lr": 0.5}, "warmup_epochs is 0"),
         ("l2p", {"preset": "official", "lr": 0.5}, "lr_base=0.03 sets the rate, not lr"),
+        ("joint", {"mask": "all"}, "all classes are learned at once"),
+        ("dapl", {"mask": "all"}, "its softmax is over all prompts"),
         ("mcc", {"trade_off": 2.0}, "this stream has no unlabelled target"),
     ],
 )
