@@ -12,7 +12,7 @@ from clsim.strategy import OF_STEPS
 VALUES = {
     "optimizer": "sgd", "lr": 0.5, "head_lr": 2.0, "backbone_lr": 2.0, "schedule": "cosine", "warmup_epochs": 1,
     "warmup_lr": 0.5, "momentum": 0.5, "weight_decay": 0.5, "clip_grad": 0.5, "mask": "all", "label_smoothing": 0.5,
-    "crop_min": 0.5,
+    "crop_min": 0.5, "drop_last": True, "crop_interpolation": "bicubic",
 }  # fmt: skip
 
 
