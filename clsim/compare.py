@@ -12,7 +12,7 @@ from typing import Any
 from clsim import plugins, rundir
 from clsim.errors import RequestError
 from clsim.listing import size_text
-from clsim.metrics import SINCE_LEARNED, mean_and_interval, test_set_interval
+from clsim.metrics import SINCE_LEARNED, binomial_interval, mean_and_interval
 from clsim.results import Run, load
 
 METRICS = (
@@ -65,7 +65,7 @@ class Group:
         """Half the width of the binomial 95 % interval of the first of `measures`, the mean over runs."""
         whole = self.measures is METRICS  # else the first column alone: target, or base classes
         counts = [(run.matrix["correct"][-1], run.matrix["total"]) for run in self.runs if run.matrix["correct"]]
-        found = [test_set_interval(*(pair if whole else (pair[0][:1], pair[1][:1]))) for pair in counts]
+        found = [binomial_interval(*(pair if whole else (pair[0][:1], pair[1][:1]))) for pair in counts]
         halves = [half for half in found if half is not None]
         return sum(halves) / len(halves) if halves else None
 

@@ -65,7 +65,7 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
     - average_incremental_accuracy: mean of A_1 to A_t
     - forgetting: mean over j < t of f_j = max over l in {1, ..., t-1} of R[l, j], minus R[t, j] (Chaudhry et al.
       2018, arXiv:1801.10112). The maximum ignores cells that were never evaluated. As in that definition, l also takes
-      the rows from before j was learned, if j was tested then; the row before any learning, b, is l = 0: never
+      the rows from before j was learned, if j was tested then; the row from before all learning, b, never counts
     - forgetting_since_learned: the same with l in {j, ..., t-1}, without the rows from before j was learned. It is
       there only if it differs from forgetting: where an experience was classified better before it was learned
     - backward_transfer: mean over j < t of R[t, j] - R[j, j] (Lopez-Paz and Ranzato 2017, arXiv:1706.08840)
@@ -184,7 +184,7 @@ def _terms(
     return terms if np.array_equal(best, since, equal_nan=True) else terms | {SINCE_LEARNED: since - last[:-1]}
 
 
-def test_set_interval(correct: Sequence[int | None], total: Sequence[int]) -> float | None:
+def binomial_interval(correct: Sequence[int | None], total: Sequence[int]) -> float | None:
     """Half the width of the binomial 95 % interval that finite test sets give an average accuracy, from counts.
 
     It is 1.96 sqrt(p (1 - p) / n) for the mean p of the T accuracies and n test images in T experiences of equal size;

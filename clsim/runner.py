@@ -140,8 +140,8 @@ class Shared:
 
     def tell(self, job: "Job") -> None:
         """Print what was found, once for each data set, and what a strategy lacks there, once for each strategy."""
-        strategy = plugins.short_name(job.config.strategy)
-        texts = ["\n".join([f"{job.directory.parts[-3]}: ", *found.lines(job.records)]).replace(" \n", " ", 1)]
+        strategy, (first, *others) = plugins.short_name(job.config.strategy), found.lines(job.records)
+        texts = ["\n".join([f"{job.directory.parts[-3]}: {first}", *others])]
         texts += [f"{strategy}: {text}" for text in job.strategy.lacks(job.benchmark.info)]
         for text in texts:
             if text not in self.told:

@@ -26,7 +26,8 @@ MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000  # in a batch
 OF_STEPS = (
     *("optimizer", "lr", "head_lr", "backbone_lr", "schedule", "warmup_epochs", "warmup_lr", "momentum"),
-    *("weight_decay", "clip_grad", "mask", "label_smoothing", "crop_min"),
+    *("weight_decay", "clip_grad", "mask", "label_smoothing", "drop_last", "crop_min"),
+    "crop_interpolation",
 )  # fields that only training steps use
 Mask = Literal["current", "seen", "all"]
 Schedule = Literal["constant", "cosine", "cosine_epochs", "quarter_cosine"]
@@ -196,7 +197,7 @@ class Strategy(Part):
         if not self.has_gradients:
             found |= dict.fromkeys(OF_STEPS, "it takes no training steps")
         elif "images" not in checked.inputs(self) and not self.feature_views():
-            found["crop_min"] = "it learns from features of whole images, without crops"
+            found |= dict.fromkeys(("crop_min", "crop_interpolation"), "it learns from features of whole images")
         if self.optimizer != "sgd":
             found.setdefault("momentum", f"optimizer={self.optimizer} has none")
         if self.warmup_epochs == 0:

@@ -299,6 +299,7 @@ def test_views_are_learned_from_and_never_tested_on(strategy, tmp_path):
 
 def test_dapl_on_a_sequence_of_targets(tmp_path):
     fields = {"scenario.protocol": "targets", "scenario.targets": "sketch,quickdraw", "epochs": "1"}
+    fields |= {"scenario.test_per_class": "10"}  # the default: it has no test images of its own
     run = finished("dapl", tmp_path, **fields)
     assert [len(row) for row in run.matrix["correct"]] == [2, 2, 2] and run.matrix["before"]
     assert run.metrics["forgetting"] is not None and run.metrics["forward_transfer"] is not None

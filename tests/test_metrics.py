@@ -112,11 +112,11 @@ def test_forgetting_of_what_was_classified_better_before_it_was_learned_is_repor
     ],
 )
 def test_the_interval_of_finite_test_sets(correct, total, half):
-    assert metrics.test_set_interval(correct, total) == pytest.approx(half, abs=1e-6)
+    assert metrics.binomial_interval(correct, total) == pytest.approx(half, abs=1e-6)
 
 
 def test_no_interval_without_counts():
-    assert metrics.test_set_interval([None], [10]) is None
+    assert metrics.binomial_interval([None], [10]) is None
 
 
 def test_joint():

@@ -12,7 +12,7 @@ from clsim.strategy import OF_STEPS
 VALUES = {
     "optimizer": "sgd", "lr": 0.5, "head_lr": 2.0, "backbone_lr": 2.0, "schedule": "cosine", "warmup_epochs": 1,
     "warmup_lr": 0.5, "momentum": 0.5, "weight_decay": 0.5, "clip_grad": 0.5, "mask": "all", "label_smoothing": 0.5,
-    "crop_min": 0.5,
+    "crop_min": 0.5, "drop_last": True, "crop_interpolation": "bicubic",
 }  # fmt: skip
 
 
@@ -43,6 +43,8 @@ def test_a_field_of_several_strategies_needs_one_that_uses_it(plan, tmp_path):
         ("linear", {"momentum": 0.5}, "optimizer=adam has none"),
         ("finetune", {"warmup_lr": 0.5}, "warmup_epochs is 0"),
         ("l2p", {"preset": "official", "lr": 0.5}, "lr_base=0.03 sets the rate, not lr"),
+        ("joint", {"mask": "all"}, "all classes are learned at once"),
+        ("dapl", {"mask": "all"}, "its softmax is over all prompts"),
         ("mcc", {"trade_off": 2.0}, "this stream has no unlabelled target"),
     ],
 )
