@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.data import protocols
-from clsim.data.folders import read_folder, read_tree
+from clsim.data.folders import read_folder
+from clsim.data.formats import read_any, read_named
 from clsim.data.protocols import Protocol
-from clsim.data.readers import Hub, Source, local_files, parquet_files, read_parquet
+from clsim.data.raw import Wanted
+from clsim.data.readers import Hub, Source
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
@@ -126,15 +128,20 @@ class DataAccess:
     def parquet(
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
     ) -> Source:
-        """One split, from `data_dir/folder/split*.parquet` or the Hub's repository."""
-        files, others, counterpart = parquet_files(self.data_dir, folder, split, hub), [], []
-        if self.data_dir is not None and files[0].parent == self.data_dir / folder:
-            others = local_files(self.data_dir / folder, split)[1]
-            # both splits have one list of classes, also if their labels have gaps
-            counterpart = local_files(self.data_dir / folder, "test" if split == "train" else "train")[0]
-        source = read_parquet(files, image, label, domain, counterpart)
-        left_out = {f"not a file of the split {split!r}": tuple(map(str, others))} if others else {}
-        return replace(source, split=split, left_out=left_out)
+        """One split, from `data_dir/folder/split*.parquet`, or torchvision's download, or the Hub's repository."""
+        return read_named(self.data_dir, folder, split, image, label, domain, hub)
+
+    def images(self, wanted: Wanted, path: Path | None = None) -> tuple[Source, Source]:
+        """Training and test images of a file or folder of any known format; see `read_any`. None: the data directory.
+
+        A relative path is looked for in the data directory, and then in the current one.
+        """
+        if path is None:
+            if self.data_dir is None:
+                raise RequestError("no --data-dir is given: it must be a data set, e.g. a folder of class folders")
+            return read_any(self.data_dir, wanted)
+        below = None if self.data_dir is None else self.data_dir / path
+        return read_any(below if below is not None and below.exists() else path, wanted)
 
     def tree(self) -> Path:
         """The data directory as a tree of class folders. Raises RequestError if there is none."""
@@ -147,19 +154,6 @@ class DataAccess:
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
         """Class folders in the data directory; if domains are named, inside a folder for each domain."""
         return read_folder(self.tree().joinpath(*below), domains, tree=self.tree())
-
-    def class_folders(
-        self,
-        domains: Sequence[str] = (),
-        domain_folders: bool | None = False,
-        test_split: str = "",
-        exclude: Sequence[str] = (),
-    ) -> tuple[Source, Source]:
-        """Training and test images of the data directory; see `read_tree`."""
-        try:
-            return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
-        except OSError as error:
-            raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def table(self, source: Source, on_bad_image: str, one_size: bool = False) -> ImageTable:
         """The source, decoded. `one_size`: small images of several sizes are enlarged to the largest size found."""

@@ -1,0 +1,98 @@
+"""Which columns have images, labels, domains and splits: as a user says, or by the usual names."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clsim.data.raw import Wanted
+from clsim.data.sources import alike, shown
+from clsim.errors import RequestError
+
+IMAGE = (
+    *("image", "images", "img", "picture", "photo", "file", "files", "filename", "filenames", "filepath", "filepaths"),
+    *("path", "paths", "image path", "img path", "image file", "image filename", "image id", "png", "jpg", "jpeg"),
+)
+LABEL = ("label", "labels", "fine label", "class", "class name", "class label", "target", "category", "y", "cls")
+DOMAIN = ("domain", "domains", "style")
+SPLIT = ("split", "splits", "set", "data set", "dataset", "subset", "partition")
+
+
+class Columns(NamedTuple):
+    """Names of columns."""
+
+    image: str
+    label: str
+    domain: str | None
+    split: str | None
+    note: str
+
+
+def find_columns(file: Path, names: Sequence[str], wanted: Wanted, features: Any = None) -> Columns:
+    """The columns of a file that has `names`. `features`: what the Hub's metadata says of them.
+
+    Raises RequestError with the names if there are none, or several of one kind.
+    """
+    image = _one(file, "images", "image", names, wanted.image, _of_type(features, "Image"), IMAGE)
+    label = _one(file, "labels", "label", names, wanted.label, _of_type(features, "ClassLabel"), LABEL)
+    domain = _named(names, wanted.domain) if wanted.domain else _usual(names, DOMAIN)
+    if wanted.domain and not domain:
+        raise _none(file, wanted.domain, names)
+    split = _usual(names, SPLIT)
+    if len({image, label, *domain[:1], *split[:1]}) < 2 + len(domain[:1]) + len(split[:1]):
+        raise RequestError(f"{shown(file)}: images, labels, domains and splits are different columns")
+    note = f"images are column {image!r}, labels column {label!r}"
+    note += f", domains column {domain[0]!r}" if domain else ""
+    note += f", splits column {split[0]!r}" if split else ""
+    return Columns(image, label, domain[0] if domain else None, split[0] if split else None, note)
+
+
+def is_listing(names: Sequence[str], wanted: Wanted) -> bool:
+    """Whether there are columns of images and of labels."""
+    image = _named(names, wanted.image) if wanted.image else _usual(names, IMAGE)
+    label = _named(names, wanted.label) if wanted.label else _usual(names, LABEL)
+    return bool(image and label)
+
+
+def features_of(metadata: Any) -> Any:
+    """The features in an Arrow schema's metadata, as the Hub's files have them; None if there are none."""
+    try:
+        about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        return about["info"]["features"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None  # `declared_names` notes it
+
+
+def _one(
+    file: Path, what: str, field: str, names: Sequence[str], name: str, typed: list[str], usual: Sequence[str]
+) -> str:
+    if name:
+        if not _named(names, name):
+            raise _none(file, name, names)
+        return name
+    found = [each for each in typed if each in names]
+    if len(found) != 1:
+        found = _usual(names, usual)
+    if len(found) == 1:
+        return found[0]
+    told = f"several columns that may be {what}: {', '.join(found)}" if found else f"no column of {what}"
+    raise RequestError(f"{shown(file)} has {told}; name it with scenario.{field}=COLUMN; there are: {', '.join(names)}")
+
+
+def _named(names: Sequence[str], name: str) -> list[str]:
+    return [each for each in names if each == name]
+
+
+def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
+    return [name for name in names if alike(name) in usual]
+
+
+def _of_type(features: Any, kind: str) -> list[str]:
+    """The columns of one type of feature."""
+    if not isinstance(features, dict):
+        return []
+    return [name for name, each in features.items() if isinstance(each, dict) and each.get("_type") == kind]
+
+
+def _none(file: Path, name: str, names: Sequence[str]) -> RequestError:
+    return RequestError(f"{shown(file)} has no column {name!r}; there are: {', '.join(names)}")
