@@ -1,7 +1,7 @@
 """Which columns have images, labels, domains and splits: as a user says, or by the usual names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +9,14 @@ from clsim.data.raw import Wanted
 from clsim.data.sources import alike, shown
 from clsim.errors import RequestError
 
+# without case, blanks and "_"
 IMAGE = (
     *("image", "images", "img", "picture", "photo", "file", "files", "filename", "filenames", "filepath", "filepaths"),
-    *("path", "paths", "image path", "img path", "image file", "image filename", "image id", "png", "jpg", "jpeg"),
+    *("path", "paths", "imagepath", "imgpath", "imagefile", "imagefilename", "imagename", "png", "jpg", "jpeg"),
 )
-LABEL = ("label", "labels", "fine label", "class", "class name", "class label", "target", "category", "y", "cls")
+LABEL = ("label", "labels", "finelabel", "class", "classname", "classlabel", "target", "category", "y", "cls")
 DOMAIN = ("domain", "domains", "style")
-SPLIT = ("split", "splits", "set", "data set", "dataset", "subset", "partition")
+SPLIT = ("split", "splits", "set", "dataset", "subset", "partition")
 
 
 class Columns(NamedTuple):
@@ -35,10 +36,10 @@ def find_columns(file: Path, names: Sequence[str], wanted: Wanted, features: Any
     """
     image = _one(file, "images", "image", names, wanted.image, _of_type(features, "Image"), IMAGE)
     label = _one(file, "labels", "label", names, wanted.label, _of_type(features, "ClassLabel"), LABEL)
-    domain = _named(names, wanted.domain) if wanted.domain else _usual(names, DOMAIN)
+    domain = _named(names, wanted.domain) if wanted.domain else usual(names, DOMAIN)
     if wanted.domain and not domain:
         raise _none(file, wanted.domain, names)
-    split = _usual(names, SPLIT)
+    split = usual(names, SPLIT)
     if len({image, label, *domain[:1], *split[:1]}) < 2 + len(domain[:1]) + len(split[:1]):
         raise RequestError(f"{shown(file)}: images, labels, domains and splits are different columns")
     note = f"images are column {image!r}, labels column {label!r}"
@@ -49,8 +50,8 @@ def find_columns(file: Path, names: Sequence[str], wanted: Wanted, features: Any
 
 def is_listing(names: Sequence[str], wanted: Wanted) -> bool:
     """Whether there are columns of images and of labels."""
-    image = _named(names, wanted.image) if wanted.image else _usual(names, IMAGE)
-    label = _named(names, wanted.label) if wanted.label else _usual(names, LABEL)
+    image = _named(names, wanted.image) if wanted.image else usual(names, IMAGE)
+    label = _named(names, wanted.label) if wanted.label else usual(names, LABEL)
     return bool(image and label)
 
 
@@ -64,7 +65,7 @@ def features_of(metadata: Any) -> Any:
 
 
 def _one(
-    file: Path, what: str, field: str, names: Sequence[str], name: str, typed: list[str], usual: Sequence[str]
+    file: Path, what: str, field: str, names: Sequence[str], name: str, typed: list[str], kind: Sequence[str]
 ) -> str:
     if name:
         if not _named(names, name):
@@ -72,7 +73,7 @@ def _one(
         return name
     found = [each for each in typed if each in names]
     if len(found) != 1:
-        found = _usual(names, usual)
+        found = usual(names, kind)
     if len(found) == 1:
         return found[0]
     told = f"several columns that may be {what}: {', '.join(found)}" if found else f"no column of {what}"
@@ -83,8 +84,9 @@ def _named(names: Sequence[str], name: str) -> list[str]:
     return [each for each in names if each == name]
 
 
-def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
-    return [name for name in names if alike(name) in usual]
+def usual(names: Iterable[str], kind: Sequence[str]) -> list[str]:
+    """The names that are usual for a kind of column."""
+    return [name for name in names if alike(name).replace(" ", "") in kind]
 
 
 def _of_type(features: Any, kind: str) -> list[str]:

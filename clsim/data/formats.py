@@ -46,6 +46,15 @@ def read_any(path: Path, wanted: Wanted) -> tuple[Source, Source]:
         raise RequestError(f"cannot read {error.filename or shown(path)}: {error.strerror or error}") from error
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a path is a file of a known format, by its name."""
+    return path.is_file() and _format_of(path) is not None
+
+
+def _format_of(file: Path) -> _Format | None:
+    return next((each for each in FORMATS if file.name.lower().endswith(each.suffixes)), None)
+
+
 def _tree(path: Path, wanted: Wanted) -> tuple[Source, Source]:
     for field in ("image", "label", "domain"):
         if getattr(wanted, field):
@@ -58,7 +67,7 @@ def _tree(path: Path, wanted: Wanted) -> tuple[Source, Source]:
 def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
     """The splits of a file or folder; None for a folder in which no format is recognised."""
     if not path.is_dir():
-        kind = next((each for each in FORMATS if path.name.lower().endswith(each.suffixes)), None)
+        kind = _format_of(path)
         if kind is None:
             raise RequestError(f"{shown(path)} is of no known format, which are {KNOWN}")
         return kind.read([SplitFiles("", (path,))], wanted, path.parent)

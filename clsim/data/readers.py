@@ -38,7 +38,8 @@ def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | Non
         if found:
             return found
         if not data_dir.is_dir():
-            raise RequestError(f"no such data directory: {data_dir}")
+            why = f" (it is a file); here it must be a folder with {folder}/" if data_dir.exists() else ""
+            raise RequestError(f"no such data directory: {data_dir}{why}")
     looked = f"no {folder}/{split}*.parquet in {data_dir}" if data_dir is not None else "no --data-dir is given"
     if hub is None:
         raise RequestError(f"{looked}; put the files of {folder!r} there")

@@ -11,12 +11,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from clsim.data.columns import DOMAIN, LABEL
+from clsim.data.columns import DOMAIN, LABEL, usual
 from clsim.data.folders import image_suffixes, is_litter
 from clsim.data.labels import Values, listed_values
 from clsim.data.raw import Raw, Wanted
 from clsim.data.shards import SplitFiles
-from clsim.data.sources import alike, require_file, shown
+from clsim.data.sources import require_file, shown
 from clsim.errors import RequestError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -150,11 +150,11 @@ def _add(shard: _Shard, key: str, sample: Mapping[str, _Member], stream: BinaryI
     shard.domains.append(_value(where, about, wanted.domain, (), DOMAIN))
 
 
-def _value(where: str, about: Mapping[str, Any], wanted: str, first: Sequence[str], usual: Sequence[str]) -> Any:
+def _value(where: str, about: Mapping[str, Any], wanted: str, first: Sequence[str], kind: Sequence[str]) -> Any:
     """The value of the wanted name, or else of one of the usual names; None if there is none."""
     if wanted:
         return about.get(wanted)
-    found = [name for name in about if name in first] or [name for name in about if alike(name) in usual]
+    found = [name for name in about if name in first] or usual(about, kind)
     if len(found) > 1:
         raise RequestError(
             f"{where} has several values that may be meant: {', '.join(found)}; name one with scenario.label"
