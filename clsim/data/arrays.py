@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clsim.errors import RequestError
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+NEARLY_BLACK = 4096  # of 65535: 12-bit values in 16 bits
 SHAPES = "images are (N,H,W), (N,H,W,C) or (N,C,H,W) with 1, 3 or 4 channels"
 
 
@@ -33,9 +34,16 @@ def _white(where: str, array: NDArray[Any]) -> float:
     kind = array.dtype.kind
     if kind not in "biuf":
         raise RequestError(f"{where} has pixels of type {array.dtype}; pixels are integers or floats")
-    if kind == "b" or array.dtype in (np.uint8, np.uint16):
-        return 1.0 if kind == "b" else float(np.iinfo(array.dtype).max)
+    if kind == "b" or array.dtype == np.uint8:
+        return 1.0 if kind == "b" else 255.0
     lowest, highest = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if array.dtype == np.uint16:
+        if 0 < highest < NEARLY_BLACK:
+            raise RequestError(
+                f"{where} has 16-bit pixels up to {highest:g} only, which is nearly black; multiply them so that "
+                "65535 is white (12-bit values by 16)"
+            )
+        return 65535.0
     if not (lowest >= 0 and highest <= 255):  # also if some are NaN
         allowed = "floats are 0 to 1 or 0 to 255" if kind == "f" else f"{array.dtype} is 0 to 255"
         raise RequestError(f"{where} has pixels from {lowest:g} to {highest:g}; {allowed}")

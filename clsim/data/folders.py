@@ -313,7 +313,7 @@ def read_tree(
         choose_splits(tree, test_split)  # refuses a test_split
         source = read_folder(tree, tops=tops, exclude=exclude).noted(*notes)
         check_excluded(exclude, source)
-        return cut(source, HELD_OUT)
+        return cut(source, tree, HELD_OUT)
     chosen = []
     for top, pair in zip(tops, inner, strict=True):
         if pair is None:

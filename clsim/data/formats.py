@@ -18,7 +18,7 @@ from clsim.data.readers import (
     parquet_split,
     read_parquet,
 )
-from clsim.data.shards import SplitFiles, by_split, files_below
+from clsim.data.shards import SplitFiles, by_split, files_below, split_of
 from clsim.data.sources import Source, shown
 from clsim.errors import RequestError
 
@@ -82,8 +82,7 @@ def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
     if downloads:
         return downloads[0][1]()
     if not formats:
-        lists = [file for file in files_below(path, *listed.SUFFIXES, deeper=False) if listed.is_list(file, wanted)]
-        formats = [(FORMATS[-1], lists)] if lists else []
+        formats = [(FORMATS[-1], lists)] if (lists := _lists(path, wanted)) else []
     if not formats:
         return None
     kind, files = formats[0]
@@ -93,6 +92,12 @@ def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
         others = {"files of no split": tuple(map(shown, grouped.others))}
         found[0] = replace(found[0], left_out={**found[0].left_out, **others})
     return found
+
+
+def _lists(path: Path, wanted: Wanted) -> list[Path]:
+    """The lists of images. A file that looks like one by its name alone is read, too, so that its error is seen."""
+    files = files_below(path, *listed.SUFFIXES, deeper=False)
+    return [file for file in files if listed.is_list(file, wanted) or split_of(file, path)] or files
 
 
 def _downloads(path: Path) -> list[tuple[Path, Callable[[], list[Raw]]]]:

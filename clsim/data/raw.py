@@ -115,7 +115,7 @@ def train_and_test(found: Sequence[Raw], wanted: Wanted, where: Path) -> tuple[S
     if others:
         sources[0] = replace(sources[0], left_out={**sources[0].left_out, "other splits": others})
     if len(sources) == 1:
-        return cut(sources[0], NO_SPLITS)
+        return cut(sources[0], where, NO_SPLITS)
     train, test = sources
     _same_classes(train, test, where)
     return train, test

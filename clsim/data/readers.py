@@ -240,7 +240,10 @@ def _small(shard: _Shard, columns: Sequence[str]) -> dict[str, Any]:
     if shard.paths:
         chunks = table[image].chunks
         chunks = [chunk.field("path") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
-        values[image] = [path or "" for chunk in chunks for path in chunk.to_pylist()]
+        try:
+            values[image] = [path or "" for chunk in chunks for path in chunk.to_pylist()]
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{shard.file}: column {image!r} has paths that are not UTF-8") from error
     return values
 
 

@@ -35,7 +35,7 @@ def files_below(folder: Path, *suffixes: str, deeper: bool = True) -> list[Path]
 
     def inside(place: Path) -> list[Path]:
         named = (path for path in sorted(place.iterdir()) if not path.name.startswith("."))
-        return [path for path in named if path.name.lower().endswith(suffixes) and not path.is_dir()]
+        return [path for path in named if path.name.lower().endswith(suffixes)]
 
     found = inside(folder)
     below = subfolders(folder)
@@ -50,25 +50,34 @@ def files_below(folder: Path, *suffixes: str, deeper: bool = True) -> list[Path]
     return next(iter(places.values()), [])
 
 
+def split_of(file: Path, folder: Path) -> str:
+    """The split that a file's name has in it, or that of its folder below `folder`; empty if there is none."""
+    words = [word for word in re.split(r"[\W\d_]+", _stem(file)) if word]
+    above = file.parent.name if file.parent != folder else ""
+    return next((word for word in words if split_kind(word)), above if split_kind(above) else "")
+
+
+def _stem(file: Path) -> str:
+    """The name of a file without the number of its shard."""
+    match = SHARD.search(file.name)
+    stem = file.name[: match.start()] if match else file.name
+    if match and match[0][0].isdigit() and stem and not split_kind(stem):
+        return file.stem  # cifar10.npz and cifar100.npz are not two shards
+    return stem
+
+
 def by_split(files: Sequence[Path], folder: Path) -> Grouped:
-    """Files by the split that their names, or the names of their folders, begin with or contain.
+    """Files by the split that their names, or the names of their folders, contain; training comes first.
 
     A file with a longer name (train_noisy_labels.csv) belongs to a split only if no file has the plain name. Raises
     RequestError if there are two sets of files for a split, or if a shard is missing.
     """
     sets: dict[str, dict[tuple[str, Path, str], list[Path]]] = {}  # kind of split -> its sets of files
     for file in files:
-        match = SHARD.search(file.name)
-        stem = file.name[: match.start()] if match else file.name
-        if match and match[0][0].isdigit() and stem and not split_kind(stem):
-            stem = file.stem  # cifar10.npz and cifar100.npz are not two shards
-        words = [word for word in re.split(r"[\W\d_]+", stem) if word]
-        above = file.parent.name if file.parent != folder else ""
-        split = next((word for word in words if split_kind(word)), above if split_kind(above) else "")
-        one = sets.setdefault(split_kind(split), {})
-        one.setdefault((split, file.parent, stem), []).append(file)
+        split = split_of(file, folder)
+        sets.setdefault(split_kind(split), {}).setdefault((split, file.parent, _stem(file)), []).append(file)
     found, others = [], []
-    for kind, one in sets.items():
+    for kind, one in sorted(sets.items(), key=lambda item: item[0] != "train"):
         plain = [key for key in one if not key[2] or key[2] == key[0]] if kind else []
         chosen = plain if len(plain) == 1 else list(one)
         if not kind and len(sets) > 1:

@@ -165,7 +165,7 @@ def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
     return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
 
 
-def cut(source: Source, note: str) -> tuple[Source, Source]:
+def cut(source: Source, where: Path, note: str) -> tuple[Source, Source]:
     """Training and test images of a source without splits; `note` says so, and by what its names are hashed.
 
     Raises RequestError for a class that has only training or only test images; with domains, it is noted.
@@ -181,8 +181,9 @@ def cut(source: Source, note: str) -> tuple[Source, Source]:
     name, training, tests = lacking[0]
     more = f" (and {len(lacking) - 1} more classes like it)" if len(lacking) > 1 else ""
     text = (
-        f"class {name!r} has {training + tests} images, and the hash of their paths or names leaves {training} of them "
-        f"for training and {tests} for testing{more}; add images, make splits (train, test), or use scenario.exclude"
+        f"{shown(where)}: class {name!r} has {training + tests} images, and the hash of their paths or names leaves "
+        f"{training} of them for training and {tests} for testing{more}; "
+        "add images, make splits (train, test), or use scenario.exclude"
     )
     if not source.domain_names:
         raise RequestError(text)

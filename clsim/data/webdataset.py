@@ -50,7 +50,8 @@ def read_tars(groups: Sequence[SplitFiles], wanted: Wanted) -> list[Raw]:
 
 
 def _split(split: str, files: Sequence[Path], wanted: Wanted) -> Raw:
-    shards = [shard for shard in (_shard(file, wanted) for file in files) if shard.images]
+    every = [_shard(file, wanted) for file in files]
+    shards = [shard for shard in every if shard.images]
     if not shards:
         raise RequestError(
             f"{shown(files[0])} has no images with labels; a sample is 000000.jpg and 000000.cls or .json"
@@ -73,6 +74,7 @@ def _split(split: str, files: Sequence[Path], wanted: Wanted) -> Raw:
         settings=(wanted.image, wanted.label, wanted.domain),
         domains=values("the domain", [shard.domains for shard in shards]) if with_domains else None,
         left_out={"not a sample's image or label": others} if others else {},
+        notes=tuple(f"{shown(shard.file)} has no samples" for shard in every if not shard.images),
     )
 
 
@@ -121,6 +123,8 @@ def _members(file: Path, stream: BinaryIO) -> tuple[dict[str, dict[str, _Member]
     stream.seek(end)
     if stream.read(BLOCK) != bytes(BLOCK):
         raise RequestError(f"{shown(file)} is truncated: its end is missing")
+    while stream.read(1 << 20):  # to the end, so that the checksum of a .gz file is compared
+        pass
     return samples, others
 
 
