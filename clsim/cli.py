@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from clsim.errors import RequestError, RunFailed, unknown
 from clsim.options import OPTIONS, flag
+from clsim.terminal import forgiving
 from clsim.version import VERSION
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -21,6 +22,7 @@ FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
+    forgiving(sys.stdout)
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -32,7 +32,7 @@ FLOORS = [
     {"data"},
     {"hardware", "rundir", "checked"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
-    {"errors", "version"},
+    {"errors", "version", "terminal"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

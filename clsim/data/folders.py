@@ -42,12 +42,12 @@ class LeftOut(defaultdict[str, list[str]]):
 def clean_name(path: Path) -> str:
     """A path's last part in NFC: macOS stores names as NFD. Raises RequestError if it is not UTF-8."""
     try:
-        path.name.encode()
-    except UnicodeEncodeError as error:
+        name = os.fsencode(path.name).decode()  # also where the locale is not UTF-8
+    except UnicodeDecodeError as error:
         raise RequestError(
             f"the name {os.fsencode(path.name)!r} in {shown(path.parent)} is not UTF-8; rename it"
         ) from error
-    return unicodedata.normalize("NFC", path.name)
+    return unicodedata.normalize("NFC", name)
 
 
 def is_litter(name: str) -> bool:
@@ -178,10 +178,8 @@ def read_folder(
 
 
 def _name(path: Path, root: Path) -> str:
-    clean_name(path)  # refuses what is not UTF-8
-    for folder in path.relative_to(root).parents:
-        clean_name(root / folder)
-    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+    folders = [root / folder for folder in path.relative_to(root).parents][-2::-1]
+    return "/".join(map(clean_name, (*folders, path)))
 
 
 def _nothing(root: Path, left_out: LeftOut, with_domains: bool) -> RequestError:
