@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clsim.errors import RequestError, RunFailed, unknown
-from clsim.options import OPTIONS, flag
+from clsim.options import OPTIONS, flag, require_utf8
 from clsim.terminal import forgiving
 from clsim.version import VERSION
 
@@ -106,6 +106,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 def _dispatch(argv: list[str]) -> int:
     top, parsers = _parsers()
+    for argument in argv:
+        require_utf8("an argument", argument)
     if not argv:
         top.print_help()
         return DONE
