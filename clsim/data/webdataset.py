@@ -136,12 +136,12 @@ def _add(shard: _Shard, key: str, sample: Mapping[str, _Member], stream: BinaryI
         name for name in sample if name == wanted.image or (not wanted.image and Path("x." + name).suffix in suffixes)
     ]
     texts = {name: at for name, at in sample.items() if name not in images and f".{name}" not in suffixes}
-    about: dict[str, Any] = {}
+    about: dict[str, Any] = {}  # what the sample's texts and its .json say
     for name, at in texts.items():
         if name == "json" or name in (*LABELS, wanted.label, wanted.domain):
             content = _text(where, stream, name, at)
             about |= _object(where, content) if name == "json" else {name: content}
-    label = _value(where, about, wanted.label, LABELS, LABEL)
+    label = _value(where, about, wanted.label or next((name for name in LABELS if name in texts), ""), LABEL)
     if not images and label is None:
         shard.others.append(key)
         return
@@ -151,14 +151,14 @@ def _add(shard: _Shard, key: str, sample: Mapping[str, _Member], stream: BinaryI
     shard.images.append(sample[images[0]])
     shard.names.append(f"{key}.{images[0]}")
     shard.labels.append(label)
-    shard.domains.append(_value(where, about, wanted.domain, (), DOMAIN))
+    shard.domains.append(_value(where, about, wanted.domain, DOMAIN))
 
 
-def _value(where: str, about: Mapping[str, Any], wanted: str, first: Sequence[str], kind: Sequence[str]) -> Any:
+def _value(where: str, about: Mapping[str, Any], wanted: str, kind: Sequence[str]) -> Any:
     """The value of the wanted name, or else of one of the usual names; None if there is none."""
     if wanted:
         return about.get(wanted)
-    found = [name for name in about if name in first] or usual(about, kind)
+    found = usual(about, kind)
     if len(found) > 1:
         raise RequestError(
             f"{where} has several values that may be meant: {', '.join(found)}; name one with scenario.label"
@@ -170,7 +170,10 @@ def _text(where: str, stream: BinaryIO, name: str, at: _Member) -> str:
     if at.size > LARGEST_TEXT:
         raise RequestError(f"{where}: .{name} has {at.size} bytes, and is no label")
     stream.seek(at.start)
-    return stream.read(at.size).decode().strip()
+    try:
+        return stream.read(at.size).decode().strip()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where}: .{name} is not UTF-8") from error
 
 
 def _object(where: str, text: str) -> dict[str, Any]:
