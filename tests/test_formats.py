@@ -190,3 +190,38 @@ def test_a_table_of_transfer_is_a_name_or_a_path(tmp_path):
         Transfer(table="cifra10").build(data)
     with pytest.raises(RequestError, match="label is for a table that is a path, not for table=cifar10"):
         Transfer(table="cifar10", label="y")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_damaged_file_of_every_format_is_named_and_nothing_hangs(name, tmp_path):
+    root = WRITERS[name][0](tmp_path)
+    files = [file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix != ".png"]
+    for file in files:
+        if file.name == "dataset_info.json":
+            continue  # it is not read
+        good = file.read_bytes()
+        for damaged in (
+            b"",
+            good[:1],
+            good[: len(good) // 4],
+            bytes(len(good)),
+            b"no data set\n" * 9,
+            "pipe",
+            "folder",
+        ):
+            if name == "tar" and damaged == bytes(len(good)):
+                continue  # zeros are a tar file without members
+            file.unlink()
+            if damaged == "pipe":
+                os.mkfifo(file)
+            elif damaged == "folder":
+                file.mkdir()
+            else:
+                file.write_bytes(damaged)
+            half = "|class '" if file.suffix in (".csv", ".jsonl") else ""  # a list may end with any line
+            with pytest.raises(RequestError, match=file.name + half) as caught:
+                read_any(root, Wanted())
+            assert "\n" not in str(caught.value)
+            file.rmdir() if file.is_dir() else file.unlink()
+            file.write_bytes(good)
+    assert len(read_any(root, Wanted())[0].labels) == 6

@@ -38,10 +38,10 @@ def read_npz(groups: Sequence[SplitFiles], wanted: Wanted) -> list[Raw]:
 def _splits(file: Path, split: str, wanted: Wanted) -> list[Raw]:
     require_file(file)
     try:
-        opened = np.load(file, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise RequestError(f"{shown(file)} has one array without a name; {HINT}")
-        with opened as stored:
+        with file.open("rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise RequestError(f"{shown(file)} has one array without a name; {HINT}")
             names = {role: _by_split(stored.files, role, getattr(wanted, role), file) for role in ROLES}
             pairs = [each for each in names["image"] if each in names["label"]]
             if not pairs:

@@ -106,8 +106,7 @@ def train_and_test(found: Sequence[Raw], wanted: Wanted, where: Path) -> tuple[S
     domains: Sequence[Labels | None] = [None] * len(chosen)
     if wanted.domain_folders is not False:
         domains = _domains(chosen, wanted, where)
-    sources = [raw.source(*ids) for raw, *ids in zip(chosen, labels, domains, strict=True)]
-    sources = [_only(source, wanted) for source in sources]
+    sources = [_only(raw.source(ids, places), wanted) for raw, ids, places in zip(chosen, labels, domains, strict=True)]
     check_excluded(wanted.exclude, *sources)
     if not all(len(source.labels) for source in sources):
         raise RequestError(f"no images of {shown(where)} are left without the excluded classes and other domains")
