@@ -229,7 +229,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "data_dir",
             "DIR",
-            "folder of the data sets (default: CLSIM_DATA_DIR, else the Hub)",
+            "folder of the data sets, or your own data set (default: CLSIM_DATA_DIR, else the Hub)",
             data_dir,
             per_run=True,
             is_path=True,

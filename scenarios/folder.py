@@ -55,6 +55,8 @@ class Folder(DomainScenario):
             raise RequestError(f"domains are for protocol=domain, not protocol={self.protocol}")
         if self.domain_folders is not None and not new_classes:
             raise RequestError(f"protocol={self.protocol} always has domain folders; leave domain_folders out")
+        if self.domain and self.domain_folders is False:
+            raise RequestError("domain names a column of domains, and domain_folders=false leaves domains out")
         if self.pairs == "all" and not self.domains:
             raise RequestError("pairs=all needs the names of the domain folders: scenario.domains=A,B,C")
         if self.protocol in ("pair", "targets") and self.pairs == "one" and not (self.source or self.sources):

@@ -4,6 +4,8 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import written
 
@@ -128,12 +130,10 @@ def test_several_data_sets_in_one_folder_are_named(tmp_path):
 
 
 def test_columns_are_named_where_their_names_are_unusual(tmp_path):
-    import pyarrow.parquet as pq
-
     table = written.arrow_table("train").rename_columns(["scan", "finding"])
     pq.write_table(table.replace_schema_metadata(None), tmp_path / "all.parquet")
     with pytest.raises(
-        RequestError, match="all.parquet has no column of images; name it with scenario.image=COLUMN; there"
+        RequestError, match="all.parquet has no column of labels; name it with scenario.label=COLUMN; there"
     ):
         read_any(tmp_path, Wanted())
     with pytest.raises(RequestError, match="has no column 'seen'; there are: scan, finding"):
@@ -155,6 +155,56 @@ def test_columns_are_named_where_their_names_are_unusual(tmp_path):
     assert read_any(tmp_path, Wanted())[0].notes == ("images are column 'image', labels column 'label'",)
 
 
+def test_types_decide_where_names_do_not(tmp_path):
+    pq.write_table(
+        written.arrow_table("train", declare=False).append_column("file_name", [["x"] * 6]), tmp_path / "train.parquet"
+    )
+    pq.write_table(written.arrow_table("test", declare=False), tmp_path / "test.parquet")
+    assert read_any(tmp_path, Wanted())[0].read(0) == written.png(written.pixels("train")[0])
+
+
+def test_a_column_of_splits(tmp_path):
+    table = pa.concat_tables([written.arrow_table("train"), written.arrow_table("test")])
+    for name, values, expected in (
+        ("set", ["train"] * 6 + ["val"] * 3, [6, 3]),
+        ("split", ["test"] * 3 + ["train"] * 6, [6, 3]),
+        ("split", ["a"] * 3 + ["b"] * 6, "has the splits a, b; which is for training"),
+    ):
+        pq.write_table(table.append_column(name, [values]), tmp_path / "all.parquet")
+        written.arrow_file(tmp_path / "all.arrow", table.append_column(name, [values]))
+        for file in (tmp_path / "all.parquet", tmp_path / "all.arrow"):
+            if isinstance(expected, list):
+                assert [len(source.labels) for source in read_any(file, Wanted())] == expected
+            else:
+                with pytest.raises(RequestError, match=expected):
+                    read_any(file, Wanted())
+
+
+def test_a_column_of_other_things_is_no_column_of_splits(tmp_path):
+    table = pa.concat_tables([written.arrow_table("train")] * 20)
+    pq.write_table(table.append_column("dataset", [["photo"] * 120]), tmp_path / "all.parquet")
+    train, test = read_any(tmp_path, Wanted())
+    assert len(train.labels) + len(test.labels) == 120
+    assert "column 'dataset' has no names of splits (train, test)" in train.notes
+
+
+def test_fields_without_effect_are_refused(tmp_path):
+    for write, wanted, message in (
+        (written.cifar10, Wanted(label="coarse"), "scenario.label names a column, but .*cifar-10-batches-py has none"),
+        (written.tars, Wanted(domain="style"), "train-000000.tar has no domains; this needs a column of domains"),
+        (written.npz, Wanted(domain="style"), "small.npz has no array 'style'"),
+        (written.csv, Wanted(domain="style"), "labels.csv has no column 'style'; there are: path, label, split"),
+        (written.parquet, Wanted(domains=("art",)), "has no domains; this needs a column of domains"),
+        (written.npz, Wanted(exclude=("ant",)), "no class to exclude 'ant'; there are: 0, 1, 2"),
+        (written.npz, Wanted(exclude=("0", "1", "2")), "no images of .* are left without the excluded classes"),
+        (written.npz, Wanted(test_split="val"), "no split 'val'; there are: test, train"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            read_any(write(tmp_path / str(len(list(tmp_path.iterdir())))), wanted)
+    with pytest.raises(RequestError, match="domain names a column of domains, and domain_folders=false"):
+        Folder(domain="style", domain_folders=False)
+
+
 def test_split_cifar100_takes_torchvisions_download(tmp_path):
     for root in (tmp_path, tmp_path / "cifar100"):
         written.cifar100(root)
@@ -165,6 +215,14 @@ def test_split_cifar100_takes_torchvisions_download(tmp_path):
     written.save_to_disk(tmp_path / "cifar100")
     with pytest.raises(RequestError, match="has no column 'img'; there are: image, label"):
         SplitCifar100().build(DataAccess(tmp_path, tmp_path / "cache", 32))
+    for split in written.LABELS:
+        names = [f"thing {i:02d}" for i in range(100)]
+        table = pa.table(
+            {"img": [written.png(written.pixels("test")[0])] * 100, "fine_label": names, "coarse_label": names}
+        )
+        (tmp_path / "cifar100" / split / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+        written.arrow_file(tmp_path / "cifar100" / split / "a.arrow", table)
+    assert len(SplitCifar100().build(DataAccess(tmp_path, tmp_path / "cache", 32)).train_table) == 100
 
 
 def test_named_sets_take_torchvisions_downloads(tmp_path):

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from clsim.data.columns import features_of, find_columns
 from clsim.data.labels import UNDECLARED, Values, column_values, declared_names
 from clsim.data.raw import Raw, Wanted, by_column
-from clsim.data.readers import image_parts, images_elsewhere
+from clsim.data.readers import image_parts, images_elsewhere, schema_columns
 from clsim.data.shards import SplitFiles
 from clsim.data.sources import require_file, shown
 from clsim.errors import RequestError
@@ -79,7 +78,7 @@ def _split(split: str, files: Sequence[Path], wanted: Wanted) -> list[Raw]:
     if not filled:
         raise RequestError(f"{shown(files[0])} has no rows")
     file, first = filled[0]
-    columns = find_columns(file, first.column_names, wanted, features_of(first.schema.metadata))
+    columns = schema_columns(file, first.schema, wanted)
     for file, table in filled:
         for column in filter(None, columns[:4]):
             if column not in table.column_names:
@@ -105,7 +104,9 @@ def _split(split: str, files: Sequence[Path], wanted: Wanted) -> list[Raw]:
         declared_domains=UNDECLARED if columns.domain is None else declared_names(schemas, columns.domain),
         notes=(columns.note,),
     )
-    return [raw] if columns.split is None else by_column(raw, np.concatenate([part for _, part in of(columns.split)]))
+    if columns.split is None:
+        return [raw]
+    return by_column(raw, columns.split, np.concatenate([part for _, part in of(columns.split)]))
 
 
 def _table(file: Path) -> Any:

@@ -29,13 +29,15 @@ class Columns(NamedTuple):
     note: str
 
 
-def find_columns(file: Path, names: Sequence[str], wanted: Wanted, features: Any = None) -> Columns:
-    """The columns of a file that has `names`. `features`: what the Hub's metadata says of them.
+def find_columns(
+    file: Path, names: Sequence[str], wanted: Wanted, images: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Columns:
+    """The columns of a file that has `names`. `images` and `classes`: columns that are such by their type.
 
     Raises RequestError with the names if there are none, or several of one kind.
     """
-    image = _one(file, "images", "image", names, wanted.image, _of_type(features, "Image"), IMAGE)
-    label = _one(file, "labels", "label", names, wanted.label, _of_type(features, "ClassLabel"), LABEL)
+    image = _one(file, "images", "image", names, wanted.image, images, IMAGE)
+    label = _one(file, "labels", "label", names, wanted.label, classes, LABEL)
     domain = _named(names, wanted.domain) if wanted.domain else usual(names, DOMAIN)
     if wanted.domain and not domain:
         raise _none(file, wanted.domain, names)
@@ -55,17 +57,17 @@ def is_listing(names: Sequence[str], wanted: Wanted) -> bool:
     return bool(image and label)
 
 
-def features_of(metadata: Any) -> Any:
-    """The features in an Arrow schema's metadata, as the Hub's files have them; None if there are none."""
+def typed_columns(metadata: Any, kind: str) -> list[str]:
+    """The columns of one type of feature, by an Arrow schema's metadata as the Hub's files have it."""
     try:
-        about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-        return about["info"]["features"]
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return None  # `declared_names` notes it
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return [name for name, each in features.items() if each["_type"] == kind]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return []  # `declared_names` notes it
 
 
 def _one(
-    file: Path, what: str, field: str, names: Sequence[str], name: str, typed: list[str], kind: Sequence[str]
+    file: Path, what: str, field: str, names: Sequence[str], name: str, typed: Sequence[str], kind: Sequence[str]
 ) -> str:
     if name:
         if not _named(names, name):
@@ -85,15 +87,9 @@ def _named(names: Sequence[str], name: str) -> list[str]:
 
 
 def usual(names: Iterable[str], kind: Sequence[str]) -> list[str]:
-    """The names that are usual for a kind of column."""
-    return [name for name in names if alike(name).replace(" ", "") in kind]
-
-
-def _of_type(features: Any, kind: str) -> list[str]:
-    """The columns of one type of feature."""
-    if not isinstance(features, dict):
-        return []
-    return [name for name, each in features.items() if isinstance(each, dict) and each.get("_type") == kind]
+    """The names that are usual for a kind of column, the most usual first."""
+    plain = {name: alike(name).replace(" ", "") for name in names}
+    return sorted((name for name in plain if plain[name] in kind), key=lambda name: kind.index(plain[name]))
 
 
 def _none(file: Path, name: str, names: Sequence[str]) -> RequestError:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clsim.data import arrow, cifar, idx, listed, npz, svhn, webdataset
-from clsim.data.columns import features_of, find_columns
 from clsim.data.folders import has_class_folders, read_tree, subfolders
 from clsim.data.raw import Raw, Wanted, by_column, train_and_test
 from clsim.data.readers import (
@@ -17,6 +16,7 @@ from clsim.data.readers import (
     parquet_schema,
     parquet_split,
     read_parquet,
+    schema_columns,
 )
 from clsim.data.shards import SplitFiles, by_split, files_below, split_of
 from clsim.data.sources import Source, shown
@@ -56,12 +56,16 @@ def _format_of(file: Path) -> _Format | None:
 
 
 def _tree(path: Path, wanted: Wanted) -> tuple[Source, Source]:
-    for field in ("image", "label", "domain"):
-        if getattr(wanted, field):
-            raise RequestError(f"scenario.{field} names a column, but {shown(path)} is a folder of class folders")
+    _refuse_columns(wanted, f"{shown(path)} is a folder of class folders")
     if not subfolders(path):
         raise RequestError(f"{shown(path)} has nothing that is read, which is {KNOWN}")
     return read_tree(path, wanted.domains, wanted.domain_folders, wanted.test_split, wanted.exclude)
+
+
+def _refuse_columns(wanted: Wanted, why: str) -> None:
+    for field in ("image", "label", "domain"):
+        if getattr(wanted, field):
+            raise RequestError(f"scenario.{field} names a column, but {why}")
 
 
 def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
@@ -80,6 +84,7 @@ def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
         names = ", ".join([*(shown(place) for place, _ in downloads), *(shown(files[0]) for _, files in formats)])
         raise RequestError(f"{shown(path)} has several data sets: {names}; give the path of one")
     if downloads:
+        _refuse_columns(wanted, f"{shown(downloads[0][0])} has none")
         return downloads[0][1]()
     if not formats:
         formats = [(FORMATS[-1], lists)] if (lists := _lists(path, wanted)) else []
@@ -120,11 +125,13 @@ def _downloads(path: Path) -> list[tuple[Path, Callable[[], list[Raw]]]]:
 def _parquet(groups: Sequence[SplitFiles], wanted: Wanted, _: Path) -> list[Raw]:
     found = []
     for split, files in groups:
-        schema = parquet_schema(files[0])
-        columns = find_columns(files[0], schema.names, wanted, features_of(schema.metadata))
+        columns = schema_columns(files[0], parquet_schema(files[0]), wanted)
         raw = parquet_split(files, columns.image, columns.label, columns.domain, split)
         raw = replace(raw, notes=(*raw.notes, columns.note))
-        found += [raw] if columns.split is None else by_column(raw, columns_of(files, columns.split))
+        if columns.split is None:
+            found.append(raw)
+        else:
+            found += by_column(raw, columns.split, columns_of(files, columns.split))
     return found
 
 

@@ -57,7 +57,9 @@ def read_lists(groups: Sequence[SplitFiles], wanted: Wanted, tree: Path) -> list
                 found.append(raw)
             else:
                 where = f"{shown(file)}: column {columns.split!r}"
-                found += by_column(raw, listed_values(where, listed.columns[columns.split], plain=listed.plain))
+                found += by_column(
+                    raw, columns.split, listed_values(where, listed.columns[columns.split], plain=listed.plain)
+                )
     return found
 
 

@@ -85,9 +85,12 @@ def _rows_of(parts: Sequence[tuple[Path, Values]], rows: NDArray[np.int64]) -> l
     return found
 
 
-def by_column(raw: Raw, splits: Values) -> list[Raw]:
-    """The splits that a column (N,) names."""
-    return [raw.take(np.flatnonzero(splits == name), str(name)) for name in dict.fromkeys(splits.tolist())]
+def by_column(raw: Raw, column: str, splits: Values) -> list[Raw]:
+    """The splits that a column (N,) names; the whole if it has other values and another name than `split`."""
+    names = [str(name) for name in dict.fromkeys(splits.tolist())]
+    if not any(map(split_kind, names)) and alike(column) not in ("split", "splits"):
+        return [replace(raw, notes=(*raw.notes, f"column {column!r} has no names of splits (train, test)"))]
+    return [raw.take(np.flatnonzero(splits.astype(str) == name), name) for name in names]
 
 
 def train_and_test(found: Sequence[Raw], wanted: Wanted, where: Path) -> tuple[Source, Source]:
@@ -157,7 +160,7 @@ def _domains(chosen: Sequence[Raw], wanted: Wanted, where: Path) -> Sequence[Lab
     """The domains of each split, None if there are none."""
     parts = [part for raw in chosen for part in raw.domains or ()]
     lacking = [raw for raw in chosen if raw.domains is None]
-    if lacking and (wanted.domain_folders or wanted.domains or parts):
+    if lacking and (wanted.domain_folders or wanted.domains or wanted.domain or parts):
         raise RequestError(
             f"{shown(lacking[0].files[0])} has no domains; this needs a column of domains (scenario.domain=COLUMN)"
         )

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clsim.data.columns import Columns, find_columns, typed_columns
 from clsim.data.labels import UNDECLARED, Values, categories, column_values, declared_names, is_text
-from clsim.data.raw import Raw
+from clsim.data.raw import Raw, Wanted
 from clsim.data.shards import SHARD, check_shards
 from clsim.data.sources import Found, Source, held_out, require_file
 from clsim.errors import RequestError
@@ -151,6 +152,19 @@ def parquet_split(files: Sequence[Path], image: str, label: str, domain: str | N
 def parquet_schema(file: Path) -> Any:
     """The columns of a file, as an Arrow schema. Raises RequestError if it is no Parquet file."""
     return _opened(file).schema_arrow
+
+
+def schema_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
+    """The columns to read of a Parquet or Arrow file; see `find_columns`."""
+    images = typed_columns(schema.metadata, "Image")
+    images = images or [each.name for each in schema if _is_bytes(each.type) or _has_bytes(each.type)]
+    return find_columns(file, schema.names, wanted, images, typed_columns(schema.metadata, "ClassLabel"))
+
+
+def _has_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and any(part.name == "bytes" and _is_bytes(part.type) for part in kind)
 
 
 def columns_of(files: Sequence[Path], column: str) -> Values:
