@@ -76,6 +76,17 @@ def test_split_digits_in_a_base_of_six_and_pilots_order(cache_dir):
         SplitDigits(base_classes=5).build(access(None, cache_dir))
 
 
+def test_the_last_experience_is_smaller_where_this_is_asked_for(cache_dir):
+    for fields, sizes in (({"classes_per_experience": 4}, [4, 4, 2]), ({"base_classes": 5}, [5, 2, 2, 1])):
+        with pytest.raises(RequestError, match="or scenario.uneven=true makes the last experience smaller"):
+            SplitDigits(**fields).build(access(None, cache_dir))
+        benchmark = SplitDigits(uneven=True, **fields).build(access(None, cache_dir))
+        assert [len(e.classes) for e in benchmark.train_stream] == sizes
+        assert every_row_once(benchmark.train_stream) and every_row_once(benchmark.test_stream)
+    with pytest.raises(RequestError, match="classes_per_experience=0 does not divide 10 classes evenly; .* does$"):
+        SplitDigits(uneven=True, classes_per_experience=0).build(access(None, cache_dir))
+
+
 def test_split_glyphs_in_a_base_of_fifty(cache_dir):
     scenario = SplitGlyphs(base_classes=50, train_per_class=1, test_per_class=1)
     benchmark = scenario.build(access(None, cache_dir))
@@ -212,7 +223,7 @@ def test_folder_with_splits(tmp_path, encode):
         Folder().build(data)
     uneven = Folder(base_classes=3, classes_per_experience=1, protocol="task", order_seed=-1).build(data)
     assert [experience.classes for experience in uneven.train_stream] == [(0, 1, 2), (3,)]
-    for field in ({"base_classes": 2}, {"order": "pilot1993"}):
+    for field in ({"base_classes": 2}, {"order": "pilot1993"}, {"uneven": True}):
         with pytest.raises(RequestError, match=f"{next(iter(field))} is for streams .* protocol=domain has none"):
             Folder(protocol="domain", **field)
 

@@ -190,6 +190,7 @@ class ClassScenario(Scenario):
     """
 
     base_classes: int | None = None  # classes of the first experience; none: classes_per_experience
+    uneven: bool = False  # whether the last experience may have fewer classes than the others
     order: Literal["random", "pilot1993"] = "random"  # class order: from order_seed, or that of PILOT, iCaRL and DER
 
     def __post_init__(self) -> None:
@@ -205,8 +206,8 @@ class ClassScenario(Scenario):
         return False
 
     def refuse_class_fields(self, reason: str) -> None:
-        """Raises RequestError with `reason` if base_classes or order is set but has no effect."""
-        for name in ("base_classes", "order"):
+        """Raises RequestError with `reason` if one of the fields about new classes is set but has no effect."""
+        for name in ("base_classes", "uneven", "order"):
             if getattr(self, name) != getattr(type(self), name):
                 raise RequestError(f"{name} is for streams in which new classes arrive; {reason}")
 
@@ -228,19 +229,21 @@ def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: i
     """The classes of each experience in order of arrival: first `base_classes`, if set, then
     `classes_per_experience` at a time.
 
-    Raises RequestError if the classes do not divide evenly: no class is left out silently.
+    Raises RequestError if the classes do not divide evenly and the last group may not be smaller (`uneven`): no class
+    is left out silently.
     """
-    base, order = None, "random"
+    base, uneven, order = None, False, "random"
     if isinstance(scenario, ClassScenario):
-        base, order = scenario.base_classes, scenario.order
+        base, uneven, order = scenario.base_classes, scenario.uneven, scenario.order
     if base is not None and not 1 <= base <= num_classes:
         raise RequestError(f"base_classes is 1 to {num_classes}, the number of classes, not {base}")
     left = num_classes - (base or 0)
-    if classes_per_experience < 1 or left % classes_per_experience:
+    if classes_per_experience < 1 or (left % classes_per_experience and not uneven):
         divisors = ", ".join(str(d) for d in range(1, left + 1) if left % d == 0)
         which = f"{left} classes" if base is None else f"the {left} classes that base_classes={base} leaves"
         raise RequestError(
             f"classes_per_experience={classes_per_experience} does not divide {which} evenly; one of {divisors} does"
+            + ", or scenario.uneven=true makes the last experience smaller" * (classes_per_experience > 0)
         )
     arriving: list[int] = class_order(num_classes, scenario.order_seed, order).tolist()
     starts = range(num_classes - left, num_classes, classes_per_experience)
