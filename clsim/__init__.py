@@ -56,4 +56,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'clsim' has no attribute {name!r}")
     from importlib import import_module
 
+    from clsim import openmp
+
+    openmp.let_threads_sleep()
     return getattr(import_module(_HOME[name]), name)

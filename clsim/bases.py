@@ -10,6 +10,7 @@ from clsim.backbones.towers import Tower, TunerHooks
 from clsim.data.streams import ExperienceInfo, StreamInfo
 from clsim.events import Step
 from clsim.parts.adaptation import AdaptingOutputs, inputs_for
+from clsim.parts.heads import HeadStart
 from clsim.parts.learners import Where, tuned
 from clsim.parts.prompt_pools import Progress
 from clsim.parts.text import start_training
@@ -85,6 +86,37 @@ class PromptPools(Strategy):
         for module in learner.modules():
             if isinstance(module, Progress):
                 module.begin(experience.index)
+
+
+@dataclass(kw_only=True)
+class KeyedPools(PromptPools):
+    """Prompts that are selected or weighted by keys. The learner has a `tower` and a `head`. Write `build`.
+
+    Published code takes the query of a training image from its crop, and differs in how heads start. The code of the
+    authors of L2P and DualPrompt also counts the gradients of frozen weights when it limits the gradient's norm.
+    """
+
+    query: Literal["clean", "augmented"] = "clean"  # the image used as query in training
+    head_init: HeadStart = "uniform"  # how the head starts: uniform up to 1/sqrt(width), N(0, 0.02^2), or zero
+    clip_over: Literal["trained", "all"] = "trained"  # weights whose gradients clip_grad counts; all: frozen ones, too
+
+    def before_forward(self, s: Step) -> None:
+        if self.clip_over == "all":
+            self._tower(s).requires_grad_()
+
+    def after_backward(self, s: Step) -> None:
+        if self.clip_over == "all":
+            if self.clip_grad > 0:  # so the loop's own limit, on trained weights only, has nothing left to do
+                nn.utils.clip_grad_norm_(s.learner.parameters(), self.clip_grad)
+            tower = self._tower(s).requires_grad_(False)
+            for parameter in tower.parameters():
+                parameter.grad = None
+
+    @staticmethod
+    def _tower(s: Step) -> Tower:
+        tower = s.learner.tower
+        assert isinstance(tower, Tower)
+        return tower
 
 
 @dataclass(kw_only=True)

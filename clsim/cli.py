@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clsim import openmp
 from clsim.errors import RequestError, RunFailed, unknown
 from clsim.options import OPTIONS, flag, require_utf8
 from clsim.terminal import forgiving
@@ -23,6 +24,7 @@ FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among s
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
     forgiving(sys.stdout)
+    openmp.let_threads_sleep()
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """The machine: a run's device and precision, torch's settings during the run, and the memory it needs."""
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from pathlib import Path
 import torch
 
 from clsim.errors import RequestError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
+LARGEST_KEPT = 32 << 20  # bytes of a buffer, the most that glibc allows
+KEPT = 512 << 20  # bytes at the end of the heap
 
 
 def settled(device: str, precision: str) -> tuple[str, str]:
@@ -43,16 +48,32 @@ def cpu_has_bf16() -> bool:
 def torch_settings(threads: int | None) -> Iterator[None]:
     """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after."""
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # each buffer would be written twice
         if threads is not None:
             torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = filled
             torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large buffers that are freed, for the next step, as far as there is a glibc.
+
+    Otherwise it returns each of them to the kernel, which maps and zeroes it again when the next step asks for it. The
+    setting stays for the process.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no such function in other C libraries
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def reset_peak_memory() -> None:

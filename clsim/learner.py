@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -25,9 +24,7 @@ def build_learner(
     checked.require_build(strategy, Strategy)
     reads = checked.inputs(strategy)
     image = backbone.image
-    image.pixels = replace(image.pixels, interpolation=strategy.interpolation)
-    if not strategy.normalise:
-        image.pixels = replace(image.pixels, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    image.pixels = strategy.inputs_of(image.pixels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "initialisation"))
         with checked.MemoryLimit(type(strategy).__name__):

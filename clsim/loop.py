@@ -15,7 +15,6 @@ from clsim.backbones.features import working_seconds
 from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
-from clsim.data.transforms import Augmentation
 from clsim.errors import RunFailed
 from clsim.evaluation import groups, predict_rows
 from clsim.events import Part, State, Step
@@ -52,7 +51,7 @@ class Loop:
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
-        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        how = self.strategy.augmentation(self.benchmark.flip)
         self.tools = Tools(self.state.learner, self.train_loader, how, self.bf16)
         self.state.tools = self.tools
         self.state.mask = self.strategy.mask
@@ -119,7 +118,8 @@ class Loop:
         passes = self._passes(experience)
         if experience.boundary:
             s.seen = tuple(sorted({*s.seen, *experience.classes}))
-        per_epoch = -(-len(experience.rows) // strategy.batch_size) if passes else 0
+        whole, rest = divmod(len(experience.rows), strategy.batch_size)
+        per_epoch = whole + (rest > 0 and not (strategy.drop_last and whole)) if passes else 0
         s.exp_steps, s.exp_first = per_epoch * passes, s.step - per_epoch * s.epoch - s.epoch_steps
         if not self.inside:
             self._begin(experience, passes)
@@ -189,6 +189,8 @@ class Loop:
         rates = Rates(s.optimizer, self.strategy.learning_rate)
         while s.epoch_steps < per_epoch:
             rates.set(self.strategy.learning_rate_at(s.epoch, s.epoch_steps, per_epoch))
+            # The last batch has what is left. It is not filled up: every loss, vote and memory would have to leave the
+            # added images out, and no device waits for a smaller batch (tests/test_fake_device.py).
             rows = experience.rows[order[s.epoch_steps * size : (s.epoch_steps + 1) * size]]
             if not experience.boundary:
                 s.seen = tuple(sorted({*s.seen, *experience.table.labels[rows].tolist()}))
@@ -290,8 +292,8 @@ class Loop:
         s.total = [len(experience.rows) for experience in self.benchmark.test_stream]
         row: list[int | None] = [None] * len(s.total)
         tasks, detected = list(row), False
-        unseen = self.strategy.scores_unseen or not (s.trained or s.seen)
-        others = tuple(range(s.info.num_classes)) if unseen else s.seen
+        everything = self.strategy.scores_unseen or self.strategy.test_classes == "all" or not (s.trained or s.seen)
+        others = tuple(range(s.info.num_classes)) if everything else s.seen
         for group in groups(columns, lambda column: self.rules.competing(column.classes, others)):
             rows, loader, task = group.rows, self.test_loaders[group.table], group.columns[0].task_label
             counts_tasks = task is None and self.rules.counts_tasks and s.info.num_experiences > 1

@@ -48,7 +48,8 @@ class Predictor:
         self.pixels = backbone.image.pixels
         self.info = info
         self.tests = experiences(saved["tests"])
-        self.others = tuple(range(info.num_classes)) if strategy.scores_unseen else tuple(saved["seen"])
+        everything = strategy.scores_unseen or strategy.test_classes == "all"
+        self.others = tuple(range(info.num_classes)) if everything else tuple(saved["seen"])
         size = made.get("image_size")  # None: made by an earlier version
         self.size = None if size is None else (int(size[0]), int(size[1]))
 

@@ -24,7 +24,6 @@ from clsim.data.batches import Loader
 from clsim.data.formats import is_data_file
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
-from clsim.data.transforms import Augmentation
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
 from clsim.hardware import reset_peak_memory, settled, torch_settings
@@ -268,7 +267,7 @@ class Job:
         pixels, reads, device = self.backbone.image.pixels, self.strategy.reads(), torch.device(self.config.device)
         if tower is None:
             return Loader(table, pixels, reads, device)
-        how = Augmentation(self.strategy.crop_min, self.benchmark.flip)
+        how = self.strategy.augmentation(self.benchmark.flip)
         banks = [
             FeatureBank(tower, table, device, config.cache_dir(), view)
             for view in (None, *(View(number, how) for number in range(views)))

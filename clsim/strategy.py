@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from clsim.backbones.towers import Tower
+from clsim.data.transforms import Augmentation, InputSpec, Transforms
 from clsim.errors import RequestError
 from clsim.events import Part, State, Step
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000  # in a batch
 Mask = Literal["current", "seen", "all"]
-Schedule = Literal["constant", "cosine", "cosine_epochs"]
+Schedule = Literal["constant", "cosine", "cosine_epochs", "quarter_cosine"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 
 
@@ -47,9 +48,18 @@ class Strategy(Part):
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no limit
     mask: Mask = "seen"  # classes included in the training loss's softmax
     label_smoothing: float = 0.0  # share of the target that is spread evenly over the classes in the softmax
+    drop_last: bool = False  # leave out the last batch of an epoch if it is smaller than the others
     crop_min: float = 0.6  # smallest share of an image that a training crop keeps; 1: no crops
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # how images are resized, in training and evaluation
+    transforms: Transforms = (
+        "smooth"  # torchvision, tensorflow: crops as by these libraries; torchvision also rounds pixels to 8 bits
+    )
+    interpolation: Literal["backbone", "bilinear", "bicubic"] = (
+        "backbone"  # how images are resized; backbone: bicubic for CLIP's published weights, else bilinear
+    )
+    crop_interpolation: Literal["same", "bilinear", "bicubic"] = "same"  # how training crops are resized
+    test_crop: float = 0.0  # share of the shorter side that evaluation sees, from the centre; 0: the backbone's
     normalise: bool = True  # normalise pixels as in the backbone's training; no: pixels in [0, 1]
+    test_classes: Literal["seen", "all"] = "seen"  # classes that are compared in evaluation
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     needs_text: ClassVar[bool] = False  # whether it needs a backbone with a text tower
@@ -67,6 +77,8 @@ class Strategy(Part):
             raise ValueError(f"crop_min must be above 0 and at most 1, not {self.crop_min}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
+        if not 0 <= self.test_crop <= 1:
+            raise ValueError(f"test_crop must be between 0 and 1, not {self.test_crop}")
 
     def at_least(self, low: int, *names: str) -> None:
         """Raises ValueError if one of these fields has a value below `low`."""
@@ -84,6 +96,18 @@ class Strategy(Part):
     def feature_views(self) -> int:
         """The number of augmented views of each image for training features; 0: features of the clean image."""
         return 0
+
+    def augmentation(self, flip: bool) -> Augmentation:
+        """How training images are cropped, and with `flip` mirrored."""
+        own = None if self.crop_interpolation == "same" else self.crop_interpolation
+        return Augmentation(self.crop_min, flip, self.transforms, own)
+
+    def inputs_of(self, pixels: InputSpec) -> InputSpec:
+        """The images for a tower that expects `pixels`, with this strategy's resizing and normalisation."""
+        found = replace(pixels, eight_bit=self.transforms == "torchvision", crop=self.test_crop or pixels.crop)
+        if self.interpolation != "backbone":
+            found = replace(found, interpolation=self.interpolation)
+        return found if self.normalise else replace(found, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     @property
     def has_gradients(self) -> bool:
@@ -159,11 +183,15 @@ class Strategy(Part):
 
         After the warm-up the cosine schedule starts at its maximum; without a warm-up it would reach zero after
         `epochs`. This is as in the code of CoOp (Zhou et al. 2022, arXiv:2109.01134), which changes it once an epoch.
+        The quarter cosine is that of CODA-Prompt's code: once an epoch, and 99 % of a quarter turn at the last one.
         """
         if epoch < self.warmup_epochs:
             return self.warmup_lr
         if self.schedule == "constant":
             return self.learning_rate
+        if self.schedule == "quarter_cosine":
+            last = max(1, self.epochs - self.warmup_epochs - 1)
+            return self.learning_rate * math.cos(0.99 * math.pi / 2 * (epoch - self.warmup_epochs) / last)
         done = epoch - self.warmup_epochs + (step / per_epoch if self.schedule == "cosine" else 0)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done / self.epochs))
 

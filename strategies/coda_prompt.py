@@ -2,17 +2,29 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clsim import Backbone, Outputs, Step, StreamInfo
+from clsim import Backbone, ExperienceInfo, Outputs, Step, StreamInfo
 from clsim.backbones.towers import Tower
-from clsim.bases import PromptPools
+from clsim.bases import KeyedPools
 from clsim.data.batches import Batch
+from clsim.errors import RequestError
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompt_pools import PerExperience, Prefixes, Progress, blocks_of, check_depth
+from clsim.parts.prompt_pools import (
+    PerExperience,
+    Prefixes,
+    Progress,
+    blocks_of,
+    check_depth,
+    gram_schmidt,
+    off_orthonormal,
+    orthonormal,
+    query_features,
+)
 from clsim.parts.tuners import key_width
 from clsim.strategy import Schedule
 
@@ -24,6 +36,12 @@ class CodaPrompted(nn.Module):
         super().__init__()
         blocks = blocks_of(tower, how.blocks, 5)
         check_depth(tower, blocks, f"blocks={blocks}")
+        count = info.num_experiences * how.components
+        if how.start == "each" and count > tower.out_dim:
+            raise RequestError(
+                f"start=each draws {count} vectors of {tower.out_dim} features, more than can be orthogonal"
+            )
+        self.how = how
         groups = (info.num_experiences, blocks, how.components)
         self.tower = tower
         self.progress = Progress(info.num_experiences)
@@ -31,10 +49,11 @@ class CodaPrompted(nn.Module):
         self.attention = PerExperience(orthonormal(*groups, tower.out_dim))
         shape = (how.prompt_length, key_width(tower))
         self.prompts = PerExperience(orthonormal(*groups, math.prod(shape)).unflatten(-1, shape))
-        self.head = LinearHead(tower.out_dim, info.num_classes)
+        self.head = LinearHead(tower.out_dim, info.num_classes, start=how.head_init)
 
     def forward(self, batch: Batch) -> Outputs:
-        features = self.tower(batch.known_images, Prefixes(self.compose(batch.known_features)))
+        query = query_features(self.tower, batch, clean=self.how.query == "clean" or not self.training)
+        features = self.tower(batch.known_images, Prefixes(self.compose(query)))
         return Outputs(self.head(features), features)
 
     def compose(self, queries: Tensor) -> dict[int, Tensor]:
@@ -58,43 +77,48 @@ class CodaPrompted(nn.Module):
         begun: Tensor = torch.stack([every[i] for i in progress.begun or (progress.current,)], dim=1)
         return begun.flatten(1, 2)
 
+    def restart(self) -> None:
+        """Draw the current experience's vectors again, each orthogonal to the trained ones of earlier experiences."""
+        now = self.progress.current
+        for owned in (self.prompts, self.keys, self.attention):
+            for block, rows in enumerate(owned.each[now].data):
+                before = [owned.each[i].data[block].flatten(1) for i in self.progress.begun if i != now]
+                drawn = gram_schmidt(torch.cat([*before, rows.new_empty(0, rows[0].numel())]), len(rows))
+                rows.copy_(drawn.view_as(rows))
+
     def penalty(self) -> Tensor:
         """The deviation of components, keys and attention vectors from orthonormal, summed over blocks."""
         owned = [self.begun(each) for each in (self.prompts, self.keys, self.attention)]
         return torch.stack([off_orthonormal(rows.flatten(1)) for each in owned for rows in each]).sum()
 
 
-def off_orthonormal(rows: Tensor) -> Tensor:
-    """(M,E) -> the mean square of B B' - I, as in the paper's code."""
-    distance: Tensor = rows @ rows.T - torch.eye(len(rows), device=rows.device)
-    return distance.square().mean()
-
-
-def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
-    """(tasks, blocks, components, width) unit vectors; in a block the first `width` vectors are orthogonal to each
-    other, then the next `width`."""
-    count = tasks * components
-    each = [
-        torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
-        for _ in range(blocks)
-    ]
-    rows: Tensor = torch.stack(each, dim=1).unflatten(0, (tasks, components))
-    return rows.transpose(1, 2).contiguous()
-
-
 @dataclass(kw_only=True)
-class CodaPrompt(PromptPools):
+class CodaPrompt(KeyedPools):
     """CODA-Prompt: prompts composed of weighted components for each image. Smith et al. 2023, arXiv:2211.13218.
 
     Each experience has its own components, keys and attention vectors; those of other experiences get no gradient. The
-    prompt is a prefix to keys and values.
+    prompt is a prefix to keys and values. The default follows the paper, with queries of clean images. Preset `release`
+    is the authors' code (GT-RIPL/CODA-Prompt) for Split CIFAR-100, of which it has the numbers for ten experiences;
+    docs/differences.md has what remains.
     """
 
     components: int = 10  # number of components for each experience
     prompt_length: int = 8  # tokens of a component: half keys, half values
     blocks: int | None = None  # number of first blocks that get a prompt; none: five twelfths of the tower's blocks
+    start: Literal["together", "each"] = (
+        "together"  # vectors are drawn orthonormal at once, or an experience's when it begins (authors' code)
+    )
     ortho: float = 0.1  # weight of the penalty that keeps components, keys and attention vectors orthonormal
     schedule: Schedule = "cosine"
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "clsim": {},
+        "release": {
+            "epochs": 20, "batch_size": 128, "drop_last": True, "schedule": "quarter_cosine", "query": "augmented",
+            "start": "each", "ortho": 0.0, "transforms": "torchvision", "crop_min": 0.08, "interpolation": "bilinear",
+            "test_crop": 1.0, "normalise": False,
+        },
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,6 +129,12 @@ class CodaPrompt(PromptPools):
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return CodaPrompted(backbone.image, info, self)
+
+    def begin(self, learner: nn.Module, experience: ExperienceInfo) -> None:
+        super().begin(learner, experience)
+        assert isinstance(learner, CodaPrompted)
+        if self.start == "each":
+            learner.restart()
 
     def loss(self, s: Step) -> Tensor:
         return super().loss(s) + self.ortho * s.learner_as(CodaPrompted).penalty()

@@ -42,7 +42,7 @@ class DomainPrompts(nn.Module):
         domains = info.domain_names[:2] if len(info.domain_names) == 2 else ("photo", "photo")
         length = how.context_length + how.domain_length
         self.prompted = nn.ModuleList(
-            PromptedText(text, Wording.of(text, info.class_names, length, ending=f", a {readable(domain)} image."))
+            PromptedText(text, Wording.of(text, info.class_names, length, ending=how.ending(domain)))
             for domain in domains
         )
         self.context = new_context(text, how.context_length, copies=(info.num_classes if how.class_specific else 1,))
@@ -82,6 +82,8 @@ class Dapl(TextPrompts):
 
     Target images are trained with pseudo labels from zero-shot CLIP, where it is confident. In the paper each softmax
     is over the prompts of both domains, which separates class and domain; in the released code it is over one domain's.
+    Preset `release` is that code (LeapLabTHU/DAPrompt): its texts, its softmax, and its schedule, which counts steps in
+    place of epochs, so that the rate falls and rises again every 50 steps. docs/differences.md has what remains.
     """
 
     context_length: int = 16  # learned vectors that both domains share
@@ -91,17 +93,37 @@ class Dapl(TextPrompts):
     domain_contrast: Literal["both", "none"] = (
         "both"  # a softmax over both domains' prompts (paper), or one's (release)
     )
+    wording: Literal["paper", "release"] = (
+        "paper"  # texts end in ", a real world image.", or in ", a real_world image.." as in the released code
+    )
+    per_step: bool = False  # the schedule and its warm-up count steps in place of epochs
     epochs: int = 25  # passes over the source
     lr: float = 3e-3
     warmup_epochs: int = 0
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "release": {"domain_contrast": "none"}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "release": {
+            "domain_contrast": "none", "wording": "release", "per_step": True, "warmup_epochs": 1, "drop_last": True,
+        },
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "context_length", "domain_length")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+
+    def ending(self, domain: str) -> str:
+        """The text after a class name."""
+        if self.wording == "paper":
+            return f", a {readable(domain)} image."
+        return f", a {domain.replace(' ', '_').lower()} image.."
+
+    def learning_rate_at(self, epoch: int, step: int, per_epoch: int) -> float:
+        if self.per_step:
+            epoch, step, per_epoch = epoch * per_epoch + step, 0, 1
+        return super().learning_rate_at(epoch, step, per_epoch)
 
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return DomainPrompts(backbone.text_tower, info, self)

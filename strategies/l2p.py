@@ -8,28 +8,10 @@ from torch import Tensor, nn
 
 from clsim import Backbone, State, Step, StreamInfo
 from clsim.backbones.towers import Tower
-from clsim.bases import PromptPools
+from clsim.bases import KeyedPools
 from clsim.data.batches import Batch
 from clsim.parts.heads import LinearHead
-from clsim.parts.prompt_pools import PoolOutputs, cosines, majority, votes
-
-
-class PromptPool(nn.Module):
-    """M prompts of L tokens, each with a key. Section 4 of the paper."""
-
-    def __init__(self, size: int, length: int, width: int, low: float, high: float) -> None:
-        """Keys and prompts start uniform in [low, high]."""
-        super().__init__()
-        self.keys = nn.Parameter(torch.empty(size, width).uniform_(low, high))
-        self.prompts = nn.Parameter(torch.empty(size, length, width).uniform_(low, high))
-
-    def similarity(self, query: Tensor) -> Tensor:
-        """(B,D) queries -> (B,M) cosines to the keys."""
-        return cosines(query, self.keys)
-
-    def take(self, chosen: Tensor) -> Tensor:
-        """(B,N) prompt ids -> (B, N*L, D) tokens."""
-        return self.prompts[chosen].flatten(1, 2)
+from clsim.parts.prompt_pools import PoolOutputs, PromptPool, Ties, majority, query_features, votes
 
 
 class PromptedTower(nn.Module):
@@ -44,7 +26,7 @@ class PromptedTower(nn.Module):
         self.tower = tower
         self.how = how
         self.pool = PromptPool(how.pool_size, how.prompt_length, tower.width, low, high)
-        self.head = LinearHead(tower.width, num_classes)
+        self.head = LinearHead(tower.width, num_classes, start=how.head_init)
         # how often training steps selected each prompt: in earlier experiences, and in this one
         self.register_buffer("used_before", torch.zeros(how.pool_size, dtype=torch.int64))
         self.register_buffer("used", torch.zeros(how.pool_size, dtype=torch.int64))
@@ -64,11 +46,7 @@ class PromptedTower(nn.Module):
 
     def query(self, batch: Batch) -> Tensor:
         """(B,D) pooled features of the frozen tower without prompts."""
-        if self.how.query == "clean" or not self.training:
-            return batch.known_features
-        with torch.no_grad():
-            features: Tensor = self.tower(batch.known_images)
-            return features.float()
+        return query_features(self.tower, batch, clean=self.how.query == "clean" or not self.training)
 
     def choose(self, similarity: Tensor) -> Tensor:
         """(B,M) cosines to the keys -> (B,N) prompt ids."""
@@ -79,18 +57,21 @@ class PromptedTower(nn.Module):
             frequency = (self.used_before + 1) / (self.used_before + 1).sum()
             ranking = -(1 - ranking) * frequency
         chosen = ranking.topk(self.how.top_k, dim=1).indices
-        if (self.how.selection_train if self.training else self.how.selection_test) == "batch":
-            chosen = majority(chosen, self.how.pool_size)
-        return chosen
+        if (self.how.selection_train if self.training else self.how.selection_test) == "image":
+            return chosen
+        voters = chosen.split(self.how.voters or len(chosen))
+        return torch.cat([majority(each, self.how.pool_size, self.how.vote_ties) for each in voters])
 
 
 @dataclass(kw_only=True)
-class L2P(PromptPools):
+class L2P(KeyedPools):
     """Learning to Prompt: a pool of prompts; each image selects some of them. Wang et al. 2022, arXiv:2112.08654.
 
     The default is the paper's setting, with the query from the clean image. Published code takes it from the augmented
     image and selects prompts by a vote of the batch. It does so in evaluation, too, where this leaks the task. Presets
-    `official` and `port` follow that code, but without the vote in evaluation (`selection_test=batch` adds it).
+    `official` (google-research/l2p) and `port` (JH-LEE-KR/l2p-pytorch) are the code of their Split CIFAR-100, but
+    without the vote in evaluation (`selection_test=batch` adds it). Add `scenario.order_seed=-1`: both take classes in
+    the data set's order. docs/differences.md has what remains.
     """
 
     pool_size: int = 10  # prompts in the pool; 1 with top_k=1 is the control without selection
@@ -98,9 +79,10 @@ class L2P(PromptPools):
     top_k: int = 5  # prompts selected for an image
     pull: float = 0.5  # weight of the loss that pulls selected keys to their queries
     lr_base: float = 0.06
-    query: Literal["clean", "augmented"] = "clean"  # the image used as query in training
     selection_train: Literal["image", "batch"] = "image"  # selection in training: per image, or by the batch's vote
     selection_test: Literal["image", "batch"] = "image"  # in evaluation; batch: predictions depend on the batch
+    voters: int = 0  # images that vote together, in the batch's order; 0: the whole batch
+    vote_ties: Ties = "lowest"  # prompts with equally many votes: the lowest first, or in the order of torch.topk
     diversity: bool = False  # penalise prompts that earlier experiences used often
     init: Literal["unit", "small"] = "unit"  # keys and prompts start in U(-1, 1), or in U(0, 0.01)
     order: Literal["prompts_cls_patches", "cls_prompts_patches"] = (
@@ -114,10 +96,14 @@ class L2P(PromptPools):
         "official": {
             "batch_size": 128, "crop_min": 0.05, "normalise": False, "query": "augmented", "selection_train": "batch",
             "pool_size": 10, "top_k": 4, "prompt_length": 10, "pull": 1.0, "lr_base": 0.03, "init": "small",
+            "head_init": "zero", "clip_over": "all", "voters": 16, "test_classes": "all", "drop_last": True,
+            "transforms": "tensorflow", "interpolation": "bilinear",
         },
         "port": {
             "batch_size": 16, "crop_min": 0.05, "normalise": False, "query": "augmented", "selection_train": "batch",
-            "pull": 0.1, "lr_base": 0.03, "order": "cls_prompts_patches",
+            "pull": 0.1, "lr_base": 0.03, "order": "cls_prompts_patches", "head_init": "normal", "vote_ties": "topk",
+            "test_classes": "all", "transforms": "torchvision", "interpolation": "bicubic",
+            "crop_interpolation": "bilinear",
         },
         "pool_of_1": {"pool_size": 1, "top_k": 1, "prompt_length": 25},
     }  # fmt: skip
@@ -125,7 +111,7 @@ class L2P(PromptPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "pool_size", "prompt_length", "top_k")
-        self.at_least(0, "pull")
+        self.at_least(0, "pull", "voters")
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be selected from a pool of pool_size={self.pool_size}")
 

@@ -54,6 +54,24 @@ def test_adversarial_loss_teaches_the_domain_classifier_and_unteaches_the_featur
     assert source.grad.item() == pytest.approx(0.25) and target.grad.item() == pytest.approx(-0.25)
 
 
+def test_both_domains_weigh_the_same_in_the_adversarial_loss_where_one_has_fewer_images():
+    """Half the sum of two means (Ganin et al. 2016, eq. 9), and not the mean over all images."""
+
+    def logits(features):
+        return features[:, 0]
+
+    source, target = torch.tensor([[1.0]]), torch.tensor([[0.0], [2.0], [-1.0]])
+    of_source = math.log(1 + math.exp(-1))
+    of_target = (math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1))) / 3
+    found = adversarial_loss(logits, source, target, 1.0).item()
+    assert found == pytest.approx((of_source + of_target) / 2, abs=1e-6)
+    # of two whole batches it is the plain mean, to the last bit
+    source, target = torch.randn(8, 1), torch.randn(8, 1)
+    domain = torch.cat([torch.ones(8), torch.zeros(8)])
+    plain = nn.functional.binary_cross_entropy_with_logits(torch.cat([source, target])[:, 0], domain)
+    assert torch.equal(adversarial_loss(logits, source, target, 1.0), plain)
+
+
 def test_multilinear_map_is_the_outer_product_and_detaches_probabilities():
     features = torch.tensor([[1.0, 2.0]], requires_grad=True)
     logits = torch.tensor([[0.0, math.log(3.0)]], requires_grad=True)

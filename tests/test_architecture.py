@@ -32,7 +32,7 @@ FLOORS = [
     {"data"},
     {"hardware", "rundir", "checked"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
-    {"errors", "version", "terminal"},
+    {"errors", "version", "openmp", "terminal"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -45,7 +45,7 @@ INHERITED = {
     *("learning_rate", "learning_rate_at", "configure_optimizer", "parameter_groups", "needs_boundaries"),
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "grid", "first_position", "about", "embed", "pool"),  # of towers
-    *("for_pass", "enter", "keys_values", "branch", "linear", "norm"),  # of what tunes them
+    *("for_pass", "patches", "enter", "keys_values", "branch", "linear", "norm"),  # of what tunes them
     *("tests_ahead", "tested_after", "competing", "counts_confusion", "measures"),  # of protocols
 }
 
@@ -97,7 +97,18 @@ def test_no_circles():
 
 
 def test_the_leaves():
-    for leaf in ("events", "outputs", "rng", "checkpoint", "metrics", "provenance", "rundir", "hardware", "errors"):
+    for leaf in (
+        "events",
+        "outputs",
+        "rng",
+        "checkpoint",
+        "metrics",
+        "provenance",
+        "rundir",
+        "hardware",
+        "errors",
+        "openmp",
+    ):
         found = {name for name in imports(ROOT / "clsim" / f"{leaf}.py") if name.startswith("clsim")}
         allowed = {"clsim.errors"} if leaf in ("metrics", "checkpoint", "provenance", "rundir", "hardware") else set()
         assert found <= allowed, leaf

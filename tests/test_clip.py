@@ -136,6 +136,15 @@ def test_a_tower_of_another_image_size_is_open_clips_model_of_that_size(stored_c
     torch.testing.assert_close(backbone.text(TEXTS), clip.encode_text(ids), rtol=0, atol=1e-5)
 
 
+def test_images_for_published_weights_are_resized_as_in_their_training(stored_clip, monkeypatch):
+    assert load_backbone("clip:ViT-S-32-alt/here").image.pixels.interpolation == "bicubic"
+    assert load_backbone("clip_nano").image.pixels.interpolation == "bilinear"
+    published = open_clip.get_pretrained_cfg("ViT-B-16", "openai")
+    assert published["interpolation"] == "bicubic"
+    monkeypatch.setattr(load_clip, "get_pretrained_cfg", lambda name, tag: published | {"interpolation": "bilinear"})
+    assert load_backbone("clip:ViT-S-32-alt/here").image.pixels.interpolation == "bilinear"
+
+
 def test_open_clips_towers_that_cannot_have_that_size_are_named(stored_clip):
     with pytest.raises(RequestError, match="patches of 32x32 pixels, which do not divide --image-size 100; 96 and 128"):
         load_backbone("clip:ViT-S-32-alt/here", None, 100)

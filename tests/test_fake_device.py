@@ -62,6 +62,13 @@ def tensors(tree):
     return [each for item in tree for each in tensors(item)] if isinstance(tree, list | tuple) else []
 
 
+def first_rows(batch, size):
+    """The first rows of a batch, and of the target's."""
+    columns = {name: getattr(batch, name) for name in OF_TENSORS}
+    cut = {name: None if column is None else column[:size] for name, column in columns.items()}
+    return dataclasses.replace(batch, **cut, target=None if batch.target is None else first_rows(batch.target, size))
+
+
 class Pretended:
     """A learner and a batch on a pretended device, as they are in the first step of an experience."""
 
@@ -107,11 +114,11 @@ class Pretended:
         target = None if batch.target is None else self._pretended(batch.target, pretend)
         return dataclasses.replace(batch, **made, target=target)
 
-    def step(self):
-        """An update up to its loss, with the strategy's own handlers."""
-        step = Step(self.state, self.rows, self.batch)
+    def step(self, size=4):
+        """An update up to its loss on the first `size` rows, with the strategy's own handlers."""
+        step = Step(self.state, self.rows[:size], first_rows(self.batch, size))
         self._raise("before_forward", step)
-        step.outputs = self.state.outputs(self.batch)
+        step.outputs = self.state.outputs(step.batch)
         self._raise("after_forward", step)
         step.loss = self.strategy.loss(step)
         self._raise("before_backward", step)
@@ -146,8 +153,10 @@ def test_a_step_stays_on_its_device_and_asks_for_no_value(name, protocol, tmp_pa
         pretended.step()  # sets of classes are made once, and kept
         with NoTransfer():
             step = pretended.step()
+            smaller = pretended.step(3)  # an epoch's last batch has the rows that are left: no wait for them either
     assert step.loss.device.type == "cuda" and step.loss.dim() == 0
     assert step.logits.shape == (4, 6) and step.logits.dtype == torch.float32
+    assert smaller.logits.shape == (3, 6)
 
 
 @pytest.mark.filterwarnings(*WARNINGS)

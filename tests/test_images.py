@@ -214,10 +214,11 @@ def noise(height, width, seed):
 
 
 def stored(cache_dir, *pictures, side=64):
-    """The table's pixels of each picture, in their order: picture i is the one of class i."""
+    """What evaluation sees of each picture, in their order: picture i is the one of class i."""
     files = [file_of(picture) for picture in pictures]
     key = "".join(f"{picture.shape}" for picture in pictures)
-    return np.asarray(ImageTable.decode(source_of(files, list(range(len(files))), key), side, cache_dir).images)
+    rows = np.arange(len(files))
+    return ImageTable.decode(source_of(files, rows.tolist(), key), side, cache_dir).pixels(rows)
 
 
 def test_no_picture_changes_the_pixels_of_another(tmp_path):

@@ -152,6 +152,38 @@ def test_rows_of_the_class_protocol_end_at_the_diagonal(make_loop):
     ]
 
 
+@pytest.mark.parametrize("compared", ["seen", "all"])
+def test_all_classes_are_compared_in_evaluation_if_asked(make_loop, monkeypatch, compared):
+    from clsim.evaluation import predict_rows
+
+    allowed = []
+
+    def watched(learner, loader, rows, classes, *args):
+        allowed.append(tuple(sorted(classes)))
+        return predict_rows(learner, loader, rows, classes, *args)
+
+    monkeypatch.setattr("clsim.loop.predict_rows", watched)
+    loop = make_loop(test_classes=compared, scenario={"order_seed": "-1"})
+    loop.run()
+    assert [len(classes) for classes in allowed] == ([2, 4, 6] if compared == "seen" else [6, 6, 6])
+    assert [sum(cell is not None for cell in row) for row in loop.state.correct] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("batch_size", "drop", "sizes"), [(5, False, [5, 5, 2]), (5, True, [5, 5]), (20, True, [12])])
+def test_a_smaller_last_batch_is_left_out_if_asked_unless_it_is_the_only_one(make_loop, batch_size, drop, sizes):
+    class Sizes(Part):
+        found = ()
+
+        def after_update(self, s):
+            self.found = (*self.found, len(s.batch))
+
+    watch = Sizes()
+    loop = make_loop(parts=[watch], batch_size=batch_size, drop_last=drop)
+    loop.run()
+    assert list(watch.found) == sizes * 2 * 3, "twelve images, two passes, three experiences"
+    assert loop.state.exp_steps == 2 * len(sizes) and loop.cost.images == 6 * sum(sizes)
+
+
 @pytest.mark.parametrize("protocol", ["class", "task"])
 def test_the_task_protocol_classifies_among_the_tasks_own_classes(make_loop, monkeypatch, protocol):
     asked = {}

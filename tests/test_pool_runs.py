@@ -8,7 +8,7 @@ from clsim import checkpoint, config, runner
 from clsim.data.transforms import evaluation
 
 
-def finished(strategy, out, parts=(), **fields):
+def digits_run(strategy, out, parts=(), **fields):
     small = {"scenario.train_per_class": "10", "scenario.test_per_class": "5", "epochs": "1"}
     options = {"strategy": strategy, "backbone": "vit_nano", "out": out, "precision": "fp32", "with": parts}
     (only,) = config.plan(options, small | fields, None)
@@ -17,7 +17,7 @@ def finished(strategy, out, parts=(), **fields):
 
 
 def test_dualprompt_s_detections_in_a_run_are_those_counted_by_hand(tmp_path):
-    job, run = finished("dualprompt", tmp_path)
+    job, run = digits_run("dualprompt", tmp_path)
     saved = checkpoint.load(run.directory / "checkpoint")["learner"]
     keys = normalize(torch.stack([saved[f"keys.each.{task}"] for task in range(5)]), dim=1)
     by_hand = []
@@ -34,7 +34,7 @@ def test_dualprompt_s_detections_in_a_run_are_those_counted_by_hand(tmp_path):
 
 @pytest.mark.parametrize("strategy, fields", [("dualprompt", {"scenario.protocol": "task"}), ("coda_prompt", {})])
 def test_no_detection_is_reported_where_the_task_is_revealed_or_never_detected(strategy, fields, tmp_path):
-    _, run = finished(strategy, tmp_path, **fields)
+    _, run = digits_run(strategy, tmp_path, **fields)
     assert run.summary["task_accuracy"] is None and "task_correct" not in run.matrix
 
 
@@ -49,7 +49,21 @@ def test_no_detection_is_reported_where_the_task_is_revealed_or_never_detected(s
 )
 def test_l2p_counts_the_prompts_of_each_step_s_own_batch_however_often_forward_is_called(parts, expected, tmp_path):
     """20 images with 2 prompts each."""
-    _, run = finished("l2p", tmp_path, parts, top_k="2")
+    _, run = digits_run("l2p", tmp_path, parts, top_k="2")
     log = run.events["log"]
     usage = [sum(value) for name, value in zip(log["name"], log["value"], strict=True) if name == "prompt_usage"]
     assert usage == expected
+
+
+@pytest.mark.parametrize("name, preset", [("l2p", "official"), ("dualprompt", "official"), ("coda_prompt", "release")])
+def test_runs_of_published_presets_end_bit_identical_after_interruptions(
+    name, preset, tmp_path, broken_off, finished, same_run
+):
+    """Frozen weights have gradients only inside a step, and experts are handed down again when `begin` is repeated."""
+    fields = {"preset": preset, "epochs": 2, "batch_size": 5, "checkpoint_minutes": 0}
+    whole = finished(name, tmp_path / "whole", **fields)
+    for saves in (5, 3):
+        broken_off(saves, lambda: finished(name, tmp_path / "broken", **fields))
+    same_run(finished(name, tmp_path / "broken", **fields), whole)
+    kept = checkpoint.load(whole.directory / "checkpoint")["learner"]
+    assert not [weight for weight in kept if "tower" in weight], "nothing of the frozen tower is saved"

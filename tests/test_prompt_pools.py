@@ -16,6 +16,7 @@ from clsim.errors import RequestError
 from clsim.events import State, Step
 from clsim.learner import learner_state, load_learner, replay
 from clsim.outputs import as_outputs
+from clsim.parts.heads import LinearHead
 from clsim.parts.prompt_pools import (
     AppendedTokens,
     PerExperience,
@@ -24,10 +25,13 @@ from clsim.parts.prompt_pools import (
     Progress,
     blocks_of,
     cosines,
+    gram_schmidt,
     majority,
+    off_orthonormal,
+    orthonormal,
     votes,
 )
-from clsim.strategies.coda_prompt import CodaPrompt, off_orthonormal, orthonormal
+from clsim.strategies.coda_prompt import CodaPrompt
 from clsim.strategies.dualprompt import DualPrompt
 from clsim.strategies.l2p import L2P
 from clsim.strategies.s_prompts import SPrompts, centres
@@ -35,6 +39,7 @@ from clsim.strategies.s_prompts import SPrompts, centres
 INFO = StreamInfo(tuple("abcdef"), (), "class", 3)  # three experiences of two classes
 WIDTH = 32  # of vit_nano's two blocks
 POOLS = [DualPrompt, CodaPrompt, SPrompts]
+KEYED = [L2P, DualPrompt, CodaPrompt]
 
 
 def make(kind, **fields):
@@ -400,6 +405,173 @@ def test_coda_loss_adds_the_weighted_penalty():
     s.outputs = as_outputs(learner(s.batch))
     expected = cross_entropy(s.logits[:, :2], s.batch.labels) + 0.3 * learner.penalty()
     assert learner.penalty() > 0 and torch.isclose(strategy.loss(s), expected, atol=1e-6)
+
+
+def test_gram_schmidt_by_hand():
+    # of old vectors at an angle: d minus its shares of (1, 1, 0) and (1, 0, 0), each counted alone; then unit length
+    before = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+    torch.manual_seed(0)
+    d = torch.randn(3)
+    torch.manual_seed(0)
+    (found,) = gram_schmidt(before, 1)
+    left = d - (d[0] + d[1]) / 2 * torch.tensor([1.0, 1.0, 0.0]) - d[0] * torch.tensor([1.0, 0.0, 0.0])
+    assert torch.allclose(found, left / left.norm(), atol=1e-6)
+    rows = gram_schmidt(torch.empty(0, 8), 8)
+    assert torch.allclose(rows @ rows.T, torch.eye(8), atol=1e-5), "its own vectors are orthonormal"
+
+
+def test_coda_as_released_draws_vectors_orthogonal_to_the_trained_ones():
+    strategy, learner = make(CodaPrompt, components=2, blocks=2, start="each")
+    first = begin(strategy, learner, 0)
+    learn(strategy, first)
+    trained_keys = [owned.each[0].detach().clone() for owned in (learner.keys, learner.attention, learner.prompts)]
+    with torch.no_grad():  # orthogonal to each other: then the new ones are orthogonal to both
+        learner.keys.each[0].copy_(3 * torch.eye(WIDTH)[:4].view(2, 2, WIDTH))
+    begin(strategy, learner, 1)
+    for before, owned in zip(trained_keys[1:], (learner.attention, learner.prompts), strict=True):
+        assert torch.equal(owned.each[0], before), "what is trained stays"
+        assert torch.allclose(owned.each[1].flatten(2).norm(dim=2), torch.ones(2, 2), atol=1e-5)
+    old, new = learner.keys.each[0], learner.keys.each[1]
+    assert torch.allclose(new @ old.mT, torch.zeros(2, 2, 2), atol=1e-5)
+    assert torch.allclose(new @ new.mT, torch.eye(2).expand(2, 2, 2), atol=1e-5)
+    together = make(CodaPrompt, components=2, blocks=2)[1].keys.each[1]
+    begin(*make(CodaPrompt, components=2, blocks=2), 1)
+    assert not torch.equal(together, new)
+    with pytest.raises(RequestError, match="start=each draws 33 vectors of 32 features, more than can be orthogonal"):
+        make(CodaPrompt, components=11, start="each")
+
+
+# what published code does
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_queries_are_clean_unless_a_field_says_otherwise_and_always_in_evaluation(kind):
+    def asks(batch):
+        outputs = learner(batch)
+        # the query of dualprompt decides only how the key is pulled where the expert is known
+        return outputs.match if kind is DualPrompt else outputs.logits
+
+    for query in ("clean", "augmented"):
+        strategy, learner = make(kind, query=query)
+        s = begin(strategy, learner, 0)
+        moved = dataclasses.replace(s.batch, features=s.batch.features.flip(0))
+        with torch.no_grad():
+            assert torch.equal(asks(s.batch), asks(moved)) == (query == "augmented")
+            learner.eval()
+            assert not torch.equal(asks(s.batch), asks(moved))
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_the_gradient_s_norm_counts_frozen_weights_as_in_the_authors_code(kind):
+    strategy, learner = make(kind, clip_over="all", clip_grad=0.01)
+    s = begin(strategy, learner, 0)
+    frozen = list(learner.tower.parameters())
+
+    def step():
+        strategy.before_forward(s)
+        s.outputs = as_outputs(learner(s.batch))
+        for p in learner.parameters():
+            p.grad = None
+        strategy.loss(s).backward()
+
+    step()
+    raw = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+    norm = sum(grad.square().sum() for grad in raw.values()).sqrt()
+    own = {name: grad for name, grad in raw.items() if not name.startswith("tower.")}
+    assert norm > 1.02 * sum(grad.square().sum() for grad in own.values()).sqrt() > 0.015
+    strategy.after_backward(s)
+    for name, grad in own.items():
+        assert torch.allclose(learner.get_parameter(name).grad, grad * 0.01 / (norm + 1e-6), rtol=1e-4)
+    assert not [p for p in frozen if p.requires_grad or p.grad is not None], "frozen again"
+    left = torch.stack([learner.get_parameter(name).grad.norm() for name in own]).norm()
+    assert left < 0.01, "the loop's own limit changes nothing more"
+
+
+def test_heads_start_as_in_published_code():
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(64, 500)
+    torch.manual_seed(0)
+    head = LinearHead(64, 500)
+    assert torch.equal(head.weight, plain.weight) and torch.equal(head.bias, plain.bias)
+    zero, normal = LinearHead(64, 500, start="zero"), LinearHead(64, 500, start="normal")
+    assert not zero.weight.any() and not zero.bias.any() and not normal.bias.any()
+    assert normal.weight.std().item() == pytest.approx(0.02, rel=0.02) and normal.weight.abs().max() > 0.06
+    for kind in KEYED:
+        assert not make(kind, head_init="zero")[1].head.weight.any()
+
+
+def test_dualprompt_s_expert_starts_from_the_former_one_as_in_the_authors_code():
+    for start in ("random", "former"):
+        strategy, learner = make(DualPrompt, start=start)
+        learn(strategy, begin(strategy, learner, 0))
+        key, former = learner.keys.each[2].clone(), learner.experts.each[0].detach().clone()
+        begin(strategy, learner, 2)  # the second did not come
+        assert torch.equal(learner.experts.each[2], former) == (start == "former")
+        assert torch.equal(learner.keys.each[2], key) and torch.equal(learner.experts.each[0], former)
+
+
+def test_lengths_of_dualprompt_s_authors_are_of_keys_and_again_of_values():
+    # config: g_prompt_length 5; e-prompts of length 5, for ImageNet-R 20
+    for preset, length in (("official", 5), ("official_imagenet_r", 20)):
+        learner = make(DualPrompt, **DualPrompt.presets[preset])[1]
+        assert learner.general.shape == (1, 2 * 5, WIDTH) and learner.experts.each[0].shape == (1, 2 * length, WIDTH)
+        prefixes = Prefixes({0: learner.experts.each[0]})
+        assert prefixes.keys_values(0, torch.zeros(2, 17, WIDTH), torch.zeros(2, 17, WIDTH))[0].shape[1] == length + 17
+    rates = [DualPrompt(**DualPrompt.presets[name]).learning_rate for name in ("official", "official_imagenet_r")]
+    assert rates == pytest.approx([0.03 * 192 / 256, 0.005 * 192 / 256])
+
+
+def test_coda_s_released_rates_are_those_of_its_schedule():
+    strategy = CodaPrompt(**CodaPrompt.presets["release"])
+    found = [strategy.learning_rate_at(epoch, 7, 39) for epoch in range(20)]
+    assert found == pytest.approx([1e-3 * np.cos(99 * np.pi * epoch / (200 * 19)) for epoch in range(20)])
+
+
+def most_common(chosen, size):
+    """The majority by the port's own steps: unique ids and their counts, filled up to the pool's size, and topk."""
+    ids, counts = torch.unique(chosen, return_counts=True, sorted=True)
+    rest = size - len(ids)
+    ids, counts = torch.cat([ids, ids.min().expand(rest)]), torch.cat([counts, counts.new_zeros(rest)])
+    return ids[torch.topk(counts, chosen.shape[1]).indices]
+
+
+def test_votes_of_the_port_are_counted_as_there():
+    draw, ties = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        chosen = torch.rand(4, 10, generator=draw).topk(3, dim=1).indices
+        found = majority(chosen, 10, "topk")
+        assert found.tolist() == [most_common(chosen, 10).tolist()] * 4
+        ties += found.tolist() != majority(chosen, 10).tolist()
+        # both have the same numbers of votes
+        counts = votes(chosen, 10)
+        assert counts[found[0]].sort().values.tolist() == counts[majority(chosen, 10)[0]].sort().values.tolist()
+    assert ties > 20
+
+
+@torch.no_grad()
+def test_l2p_s_images_vote_in_groups_as_on_several_devices():
+    _, learner = make(L2P, pool_size=4, top_k=1, selection_train="batch", voters=3)
+    similarity = torch.eye(4)[torch.tensor([2, 0, 2, 1, 1, 3, 3])]
+    assert learner.train().choose(similarity)[:, 0].tolist() == [2, 2, 2, 1, 1, 1, 3]
+    assert learner.eval().choose(similarity)[:, 0].tolist() == [2, 0, 2, 1, 1, 3, 3], "in evaluation each for itself"
+
+
+@pytest.mark.parametrize(
+    "kind, preset", [(kind, preset) for kind in KEYED for preset in kind.presets], ids=lambda value: str(value)
+)
+@torch.no_grad()
+def test_presets_evaluate_each_image_by_itself(kind, preset):
+    """Where batches vote in training, too."""
+    strategy, learner = make(kind, **kind.presets[preset])
+    for index in range(3):
+        begin(strategy, learner, index)
+    for p in learner.parameters():
+        p.add_(0.1 * p.requires_grad * torch.randn_like(p))
+    batch = batch_of(learner.eval(), count=12)
+    batch = dataclasses.replace(batch, features=torch.randn(12, WIDTH))
+    every = logits(learner, batch)
+    single = [logits(learner, Batch(batch.images[i : i + 1], batch.features[i : i + 1])) for i in range(12)]
+    assert torch.allclose(torch.cat(single), every, atol=1e-5) and every.std(dim=0).min() > 1e-3
 
 
 # S-Prompts

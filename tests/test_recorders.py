@@ -380,8 +380,9 @@ def test_tensorboard(tmp_path):
     assert points(board, "prompt_usage/00") == [(1, 0), (2, 1), (3, 2)]
     assert points(board, "log/penalty") == [(2, 0.5), (4, 0.5), (6, 0.5)]
     assert "metrics/forward_transfer" not in board.Tags()["scalars"]
-    assert [image.step for image in board.Images("accuracy_matrix")] == [1, 2, 3]
-    assert [image.step for image in board.Images("prompt_usage")] == [1, 2, 3]
+    # a run of milliseconds: its first pictures, and its last ones
+    assert [image.step for image in board.Images("accuracy_matrix")] == [1, 3]
+    assert [image.step for image in board.Images("prompt_usage")] == [1, 3]
     first = next(record for record in lines(tmp_path / "events.jsonl") if record["event"] == "step")
     assert board.Scalars("train/loss")[0].wall_time == pytest.approx(first["time"], abs=1e-5)
 
@@ -412,11 +413,29 @@ def test_no_point_twice_after_resuming(tmp_path):
     journal.close()
     journal = Journal(path, [TensorBoard(tmp_path, names)], offset)
     play(s, [journal], range(2, 3))
+    journal.end(s.metrics, COST, CONFIG)
     journal.close()
     board = read_back(tmp_path)
     assert points(board, "train/loss") == [(n, 1 / n) for n in range(1, 7)]
     assert points(board, "accuracy/01 classes 0 1") == [(1, 0.9), (2, 0.5), (3, 0.6)]
-    assert [image.step for image in board.Images("accuracy_matrix")] == [1, 2, 3]
+    assert [image.step for image in board.Images("accuracy_matrix")] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drawn"),
+    [(1000.0, list(range(1, 101))), (0.001, [1, 100])],
+    ids=["every picture of a slow run", "two of a fast one"],
+)
+def test_pictures_take_a_small_share_of_a_run(seconds, drawn, tmp_path):
+    board = TensorBoard(tmp_path, benchmark(NAMES))
+    for t in range(1, 101):
+        at = {"experience": t, "time": seconds * t}
+        board.write(at | {"event": "log", "name": "usage", "value": [t, 1.0], "step": t})
+    board.write({"event": "end", "metrics": {}, "config": CONFIG, "cost": COST, "time": 1.0})
+    board.close()
+    found = read_back(tmp_path)
+    assert [image.step for image in found.Images("usage")] == drawn
+    assert len(found.Scalars("usage/00")) == 100
 
 
 def test_tensorboard_without_steps(tmp_path):

@@ -319,6 +319,9 @@ def test_learning_rates_by_hand():
     # an epoch of warm-up; then the cosine of 0, 1 and 2 epochs of four, the same for both steps
     once = [1, 1, (1 + root) / 2, (1 + root) / 2, 0.5, 0.5]
     assert rates(schedule="cosine_epochs", warmup_epochs=1, warmup_lr=0.1) == pytest.approx([0.1, 0.1, *once])
+    # cos of 0, 33, 66 and 99 % of a quarter turn
+    quarter = [rate for rate in (1.0, 0.8686315, 0.5090414, 0.01570732) for _ in range(2)]
+    assert rates(schedule="quarter_cosine") == pytest.approx(quarter)
 
 
 # zero-shot

@@ -22,6 +22,7 @@ from clsim.data.encoded import EncodedImages
 from clsim.data.folders import read_folder
 from clsim.data.readers import Source, read_parquet
 from clsim.data.table import ImageTable
+from clsim.data.whole import WholeImages
 from clsim.errors import RequestError, RunFailed
 
 
@@ -40,6 +41,12 @@ def source_of(images, labels, encode, fingerprint="print", domains=None):
         domains=None if domains is None else np.array(domains),
         domain_names=() if domains is None else tuple(f"domain {i}" for i in range(max(domains) + 1)),
     )
+
+
+def entry(cache_dir):
+    """The folder of the only table in the cache."""
+    (folder,) = (path.parent for path in (cache_dir / "tables").glob("*/entry.json") if ".broken" not in str(path))
+    return folder
 
 
 def leftovers(cache_dir):
@@ -122,11 +129,29 @@ def test_sizes(tmp_path, encode, sizes, side, expected):
     assert table.images.shape == (2, 3, *expected)
 
 
-def test_larger_images_are_cut_from_the_centre(tmp_path, encode):
+def test_of_larger_images_evaluation_sees_the_centre_and_training_the_whole(tmp_path, encode):
     wide = np.zeros((16, 48, 3), dtype=np.uint8)
     wide[:, 16:32] = 200  # the middle third
     table = ImageTable.decode(source_of([wide], [0], encode), 8, tmp_path)
-    assert (table.images[0, :, :, 2:-2] == 200).all()
+    assert (table.pixels(np.array([0]))[0, :, :, 2:-2] == 200).all()
+    (whole,) = table.whole(np.array([0]))
+    assert whole.shape == (3, 8, 24) and (whole[..., 10:14] == 200).all()
+    assert (whole[..., :6] == 0).all() and (whole[..., -6:] == 0).all()
+
+
+# as clsim had them before it stored whole images
+@pytest.mark.parametrize(("size", "side"), [((6, 6), 32), ((24, 40), 64), ((64, 64), 32)])
+def test_tables_of_one_size_keep_their_fingerprints(tmp_path, encode, size, side):
+    images = [np.full((*size, 3), i, dtype=np.uint8) for i in range(4)]
+    table = ImageTable.decode(source_of(images, [0, 1, 0, 1], encode), side, tmp_path)
+    assert table.fingerprint == f"3a32eed7562148b3d35cc281ef9e6d53-{side}-stop"
+    assert entry(tmp_path).name != table.fingerprint, "tables of older versions are not opened"
+
+
+def test_tables_of_whole_images_have_new_fingerprints(tmp_path, encode):
+    images = [np.full((6, 9, 3), i, dtype=np.uint8) for i in range(4)]
+    table = ImageTable.decode(source_of(images, [0, 1, 0, 1], encode), 4, tmp_path)
+    assert table.fingerprint == entry(tmp_path).name != "3a32eed7562148b3d35cc281ef9e6d53-4-stop"
 
 
 def test_a_bad_image_names_itself(tmp_path, encode):
@@ -331,18 +356,21 @@ DAMAGE = {
 }
 FILES = {
     "decoded": ["entry.json", "images.npy", "labels.npy", "domains.npy"],
+    "whole": ["entry.json", "images.npy", "sizes.npy", "labels.npy", "domains.npy"],
     "encoded": ["entry.json", "images.bin", "spans.npy", "names.txt", "labels.npy", "domains.npy"],
+    "whole encoded": ["entry.json", "images.bin", "spans.npy", "sizes.npy", "names.txt", "labels.npy", "domains.npy"],
 }
 
 
 @pytest.mark.parametrize("form", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_broken_table_is_set_aside_and_made_again(tmp_path, encode, monkeypatch, capsys, form, damage):
-    if form == "encoded":
+    if "encoded" in form:
         monkeypatch.setattr(table_module, "LARGEST_DECODED", 100)
-    source = source_of(pictures(8), [0, 1] * 4, encode, domains=[0, 0, 1, 1] * 2)
+    images = pictures(4) + pictures(4, 6, 9 if "whole" in form else 6)
+    source = source_of(images, [0, 1] * 4, encode, domains=[0, 0, 1, 1] * 2)
     first = ImageTable.decode(source, 32, tmp_path)
-    folder = tmp_path / "tables" / first.fingerprint
+    folder = entry(tmp_path)
     expected = first.pixels(np.arange(8)).copy()
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES[form])
     for name in FILES[form]:
@@ -360,7 +388,8 @@ def test_a_broken_table_is_set_aside_and_made_again(tmp_path, encode, monkeypatc
 
 def test_an_entry_that_is_empty_or_a_file_is_set_aside(tmp_path, encode, capsys):
     source = source_of(pictures(4), [0, 1] * 2, encode)
-    folder = tmp_path / "tables" / ImageTable.decode(source, 32, tmp_path).fingerprint
+    ImageTable.decode(source, 32, tmp_path)
+    folder = entry(tmp_path)
     for make in (folder.mkdir, folder.touch, folder.mkdir, folder.touch):
         shutil.rmtree(folder)
         make()
@@ -381,17 +410,19 @@ def test_a_table_in_use_outlives_its_entry(tmp_path, encode, monkeypatch, limit)
 def test_processes_that_find_one_broken_table_all_get_a_whole_one(tmp_path, write_parquet):
     file = write_parquet(tmp_path / "train.parquet", pictures(300, 24, 24), [i % 7 for i in range(300)])
     table = ImageTable.decode(read_parquet([file], "image", "label"), 32, tmp_path)
-    flip(tmp_path / "tables" / table.fingerprint / "labels.npy", -1)
+    folder = entry(tmp_path)
+    flip(folder / "labels.npy", -1)
     expected = f"{table.fingerprint} {int(table.images.sum())} 300\n"
     assert raced([sys.executable, "-c", RACER, str(file), str(tmp_path)], 3) == [expected] * 3
     names = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert names == [table.fingerprint, f"{table.fingerprint}.broken"]
+    assert names == [folder.name, f"{folder.name}.broken"]
 
 
 def test_a_change_in_the_middle_of_a_large_file_is_found_by_a_full_check(tmp_path, encode, monkeypatch):
     monkeypatch.setattr(entries, "QUICK", 200)
     source = source_of(pictures(40), [0] * 40, encode)
-    folder = tmp_path / "tables" / ImageTable.decode(source, 32, tmp_path).fingerprint
+    ImageTable.decode(source, 32, tmp_path)
+    folder = entry(tmp_path)
     assert entries.faults(folder, whole=True) == []
     flip(folder / "images.npy", 2000)
     assert entries.faults(folder) == []
@@ -445,10 +476,10 @@ def test_temporary_folders_of_older_versions_go_when_they_are_a_day_old(tmp_path
 def test_tables_follow_the_umask(tmp_path, encode, umask, mode):
     before = os.umask(umask)
     try:
-        table = ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path / "cache")
+        ImageTable.decode(source_of(pictures(4), [0, 1, 0, 1], encode), 32, tmp_path / "cache")
     finally:
         os.umask(before)
-    folder = tmp_path / "cache" / "tables" / table.fingerprint
+    folder = entry(tmp_path / "cache")
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)] == [mode, mode]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {mode & 0o666}
 
@@ -476,6 +507,25 @@ def both_forms(source, tmp_path, monkeypatch, **options):
     return whole, ImageTable.decode(source, 8, tmp_path / "encoded", **options)
 
 
+def same_images(found, expected):
+    assert len(found) == len(expected)
+    assert all((one == other).all() and one.dtype == np.uint8 for one, other in zip(found, expected, strict=True))
+
+
+def test_the_limit_counts_the_bytes_of_whole_images(tmp_path, encode, monkeypatch):
+    source = source_of(pictures(4, 16, 24), [0, 0, 1, 1], encode)
+    for limit, form in ((4 * 3 * 8 * 12, WholeImages), (4 * 3 * 8 * 12 - 1, EncodedImages)):
+        monkeypatch.setattr(table_module, "LARGEST_DECODED", limit)
+        table = ImageTable.decode(source, 8, tmp_path / f"{limit}")
+        assert isinstance(table.images, form) and table.bytes_of(np.arange(4)) == 4 * 3 * 8 * 12
+
+
+def test_images_of_one_size_left_encoded_are_one_array(tmp_path, encode, monkeypatch):
+    whole, left = both_forms(source_of(pictures(4), [0, 1, 0, 1], encode), tmp_path, monkeypatch)
+    assert (left.whole(np.arange(4)) == whole.images).all() and left.whole(np.arange(4)).shape == (4, 3, 6, 6)
+    assert left.bytes_of(np.arange(4)) == whole.bytes_of(np.arange(4)) == 4 * 3 * 6 * 6
+
+
 def test_images_left_encoded_are_the_same(tmp_path, encode, monkeypatch):
     images = pictures(7) + [picture for i in range(6) for picture in pictures(1, 9 + i, 30 - i, i)]
     source = source_of(images, [i % 3 for i in range(13)], encode, domains=[i % 2 for i in range(13)])
@@ -483,12 +533,15 @@ def test_images_left_encoded_are_the_same(tmp_path, encode, monkeypatch):
     assert isinstance(left.images, EncodedImages) and left.images.shape == whole.images.shape == (13, 3, 8, 8)
     rows = np.array([12, 0, 3, 3])
     assert (left.pixels(rows) == whole.pixels(rows)).all() and left.pixels(rows).dtype == np.uint8
-    assert (left.pixels(np.arange(13)) == whole.images).all()
+    assert (left.pixels(np.arange(13)) == whole.pixels(np.arange(13))).all()
+    same_images(left.whole(rows), whole.whole(rows))
     for name in ("labels", "domains"):
         assert (getattr(left, name) == getattr(whole, name)).all()
-    assert (left.fingerprint, left.image_bytes) == (whole.fingerprint, 192)
+    assert left.fingerprint == whole.fingerprint
+    assert left.bytes_of(rows) == whole.bytes_of(rows) == sum(image.nbytes for image in whole.whole(rows))
     again = ImageTable.decode(source, 8, tmp_path / "encoded")
     assert (again.pixels(rows) == whole.pixels(rows)).all(), "from the cache"
+    same_images(again.whole(rows), whole.whole(rows))
     assert not list((tmp_path / "decoded").rglob("images.bin")), "only one form stays"
 
 

@@ -103,6 +103,38 @@ def test_what_does_not_fit_is_named_with_its_length(text):
         new_context(text, 4, "a photo of")
 
 
+# DAPL's released code
+
+
+def test_dapl_s_texts_and_those_of_its_released_code(text):
+    dapl = plugins.load("strategies", "dapl")
+    paper, release = (dapl(**dapl.presets[name]) for name in ("paper", "release"))
+    assert paper.ending("Real_World") == ", a Real World image."
+    assert release.ending("Real World") == ", a real_world image.."
+    info = StreamInfo(("star", "ring"), ("real", "sketch"), "pair", 1, has_target=True)
+    learner = release.build(load_backbone("clip_nano"), info)
+    said = text.tokens([f"star , a {domain} image.." for domain in info.domain_names])[0]
+    vectors = [-1 - m for m in range(32)]
+    for prompted, ids in zip(learner.prompted, said.tolist(), strict=True):
+        assert prompted.entries[0].tolist()[: len(ids) + 32] == [ids[0], *vectors, *ids[1:]]
+
+
+def test_dapl_s_released_schedule_counts_steps():
+    """One step of warm-up, then a cosine of 25 steps to zero, and up again: against PyTorch's scheduler."""
+    dapl = plugins.load("strategies", "dapl")
+    strategy = dapl(**dapl.presets["release"])
+    found = [strategy.learning_rate_at(epoch, step, 40) for epoch in range(3) for step in range(40)]
+    optimizer = torch.optim.SGD([torch.zeros(1)], 3e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 25)
+    expected = [1e-5]
+    for _ in range(119):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert found[26] == pytest.approx(0, abs=1e-9) and found[51] == pytest.approx(3e-3)
+
+
 # class features kept in evaluation
 
 

@@ -91,6 +91,17 @@ def test_bicubic_is_pils(side, size):
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("side", "shorter", "size"), [(32, 256, 224), (96, 64, 56), (48, 32, 32)])
+def test_eight_bit_evaluation_is_torchvisions_of_pillow_images(side, shorter, size, interpolation):
+    image = random_images(1, side)
+    mode = reference.InterpolationMode(interpolation)
+    resized = reference.resize(Image.fromarray(image[0].permute(1, 2, 0).numpy()), [shorter], mode)
+    expected = np.asarray(reference.center_crop(resized, [size, size])).copy()
+    found = evaluation(image, InputSpec(size, (0.0,) * 3, (1.0,) * 3, size / shorter, interpolation, eight_bit=True))
+    assert torch.equal((255 * found[0]).round().to(torch.uint8), torch.from_numpy(expected).permute(2, 0, 1))
+
+
 @pytest.mark.data
 def test_photographs_are_resized_as_pil_does(data_dir):
     file = min((data_dir / "pacs").glob("train*.parquet"))
@@ -124,6 +135,13 @@ def test_the_text_of_pixels_names_the_interpolation_only_where_it_is_not_bilinea
     plain = "Pixels(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0"
     assert repr(InputSpec(32, crop=1.0)) == repr(InputSpec(32, crop=1.0, interpolation="bilinear")) == f"{plain})"
     assert repr(InputSpec(32, crop=1.0, interpolation="bicubic")) == f"{plain}, interpolation='bicubic')"
+    assert repr(InputSpec(32, crop=1.0, eight_bit=True)) == f"{plain}, eight_bit=True)"
+
+
+def test_the_text_of_an_augmentation_is_that_of_banks_made_before_unless_a_later_field_is_set():
+    assert str(Augmentation(0.5)) == "crops from 0.5, mirrored" and str(Augmentation(0.5, False)) == "crops from 0.5"
+    later = Augmentation(0.5, transforms="torchvision", interpolation="bicubic")
+    assert str(later) == "crops from 0.5, mirrored, torchvision, bicubic"
 
 
 def test_normalisation_by_hand():

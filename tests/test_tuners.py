@@ -279,6 +279,74 @@ def test_visual_prompts_start_within_the_published_bound():
     assert learner.images.sites.tokens.tokens.abs().max().item() == pytest.approx(bound, rel=0.01)
 
 
+# what published code does
+
+
+@pytest.mark.parametrize("name", ["vit_nano", "clip_nano"])
+@torch.no_grad()
+def test_ssf_scales_patches_before_class_token_and_positions_are_added(name):
+    _, backbone, learner = make("ssf", name)
+    tower, sites = backbone.image, learner.images.sites
+    scale = sites.scale["patches"].copy_(torch.linspace(0.5, 2, WIDTH))
+    shift = sites.shift["patches"].copy_(torch.linspace(-1, 1, WIDTH))
+    images = batch_for(backbone).images
+    if name == "vit_nano":
+        vit = tower.vit
+        patches = vit.patch_embed(images) * scale + shift
+        tokens = torch.cat([vit.cls_token.expand(4, -1, -1), patches], dim=1) + vit.pos_embed
+    else:
+        visual = tower.visual
+        patches = visual.conv1(images).flatten(2).mT * scale + shift
+        tokens = torch.cat([visual.class_embedding.expand(4, 1, -1), patches], dim=1) + visual.positional_embedding
+        tokens = visual.ln_pre(tokens)
+    torch.testing.assert_close(learner.images(Batch(images)), tower.pool(tower.encode(tokens)), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ssf_starts_at_one_and_zero_or_near_them():
+    sites = make("ssf")[2].images.sites
+    assert all((scale == 1).all() for scale in sites.scale.values())
+    assert all((shift == 0).all() for shift in sites.shift.values())
+    sites = make("ssf", spread=0.02)[2].images.sites
+    scale, shift = (torch.cat(list(each.values())) for each in (sites.scale, sites.shift))
+    assert scale.mean().item() == pytest.approx(1, abs=0.003) and scale.std().item() == pytest.approx(0.02, rel=0.1)
+    assert shift.mean().item() == pytest.approx(0, abs=0.003) and shift.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_keys_and_values_of_p_tuning_v2_start_close_to_zero_and_as_released_like_an_embedding():
+    presets = plugins.load("strategies", "p_tuning_v2").presets
+    for preset, spread in (("clsim", 0.02), ("release", 1.0)):
+        pairs = make("p_tuning_v2", prefix_length=100, **presets[preset])[2].images.sites.source.pairs
+        assert pairs.std().item() == pytest.approx(spread, rel=0.05)
+    torch.manual_seed(0)
+    assert nn.Embedding(100, 2 * DEPTH * WIDTH).weight.std().item() == pytest.approx(1.0, rel=0.05)
+
+
+@torch.no_grad()
+def test_tinytl_s_branch_as_released():
+    """Mean of 2x2 cells, convolution in 2 groups, norms of 8 features, ReLU, 1x1 convolution, bilinear upsampling."""
+    release = plugins.load("strategies", "tinytl").presets["release"]
+    branch = make("tinytl", **release)[2].images.sites.lite[0]
+    first, norm, _, second, last = branch.layers
+    nn.init.normal_(last.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, WIDTH, 4, 4)
+    half = x.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean(dim=(3, 5))
+    assert first.groups == 2 and norm.num_groups == last.num_groups == WIDTH // 8
+
+    def normed(maps, module):
+        groups = maps.unflatten(1, (WIDTH // 8, 8)).flatten(2)
+        groups = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+        return groups.view_as(maps) * module.weight[:, None, None] + module.bias[:, None, None]
+
+    inner = nn.functional.conv2d(half, first.weight, padding=1, groups=2)
+    inner = torch.einsum("oi,bihw->bohw", second.weight[:, :, 0, 0], normed(inner, norm).clamp(min=0))
+    inner = normed(inner, last)
+    # rows and columns of the large map at 0.25, 0.75, 1.25 and 1.75 of the small one, whose cells are at 0.5 and 1.5
+    weights = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]])
+    torch.testing.assert_close(branch(x), weights @ inner @ weights.T, rtol=0, atol=1e-5)
+
+
 # folding away
 
 
@@ -395,6 +463,9 @@ def test_a_tower_without_blocks_is_refused():
         ("p_tuning", {"hidden": 0}, "hidden must be at least 1"),
         ("partial", {"blocks": 3}, "blocks=3 is more than the 2"),
         ("tinytl", {"groups": 5}, "groups=5 does not divide the 32"),
+        ("tinytl", {"norm_channels": 12}, "norm_channels=12 does not divide the 32"),
+        ("ssf", {"spread": -1.0}, "spread must be at least 0"),
+        ("p_tuning_v2", {"spread": -1.0}, "spread must be at least 0"),
     ],
 )
 def test_fields_out_of_range_are_refused(name, fields, message):

@@ -64,10 +64,14 @@ class ClipVisionTower(Tower):
     def about(self) -> str:
         return repr(self.pixels)
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: the class token, then patches."""
-        tokens: Tensor = self.visual._embeds(inputs.to(self.dtype))
-        return tokens
+        visual = self.visual
+        patches = sites.patches(visual.conv1(inputs.to(self.dtype)).flatten(2).transpose(1, 2))
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        embedded: Tensor = visual.ln_pre(tokens)
+        return embedded
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B,N,D) encoded tokens -> (B,E) features."""
@@ -78,7 +82,7 @@ class ClipVisionTower(Tower):
 
     def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,E) features; tokens added by `sites` are not pooled."""
-        tokens = self.embed(images)
+        tokens = self.embed(images, sites)
         read = slice(0, 1) if self.visual.pool_type == "tok" else slice(0, tokens.shape[1])
         return self.pool(self.encode(tokens, read, sites))
 

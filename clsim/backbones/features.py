@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clsim import rng
 from clsim.backbones.towers import Tower
+from clsim.data.batches import as_tensors, filled_up
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, augmented, evaluation
 
@@ -52,7 +53,7 @@ class FeatureBank:
         threads = f"/{torch.get_num_threads()} threads" if device.type == "cpu" else ""
         key = f"{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}{threads}"
         if view is not None:
-            key += f"/view {view.number}, crops from {view.how.crop_min}{', mirrored' * view.how.flip}"
+            key += f"/view {view.number}, {view.how}"
         self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
         if not self.folder.exists():
             self._create()
@@ -85,9 +86,7 @@ class FeatureBank:
         began = perf_counter()
         start = block * BLOCK
         stop = min(start + BLOCK, len(self.table))
-        images = self.table.pixels(np.arange(start, stop))
-        images = np.pad(images, ((0, BLOCK - len(images)), (0, 0), (0, 0), (0, 0)))
-        pixels = self._pixels(torch.from_numpy(images).to(self.device), block)
+        pixels = self._pixels(filled_up(np.arange(start, stop), BLOCK), block)
         with torch.autocast(self.device.type, enabled=False):  # a row is one value, whoever asks for it first
             features = self.tower(pixels)[: stop - start].to(self.tower.dtype).cpu().contiguous()
         os.pwrite(data, features.view(torch.uint8).numpy().tobytes(), start * self.tower.out_dim * self.bytes_each)
@@ -97,12 +96,12 @@ class FeatureBank:
         os.pwrite(flags, b"\x01", block)
         FeatureBank.spent += took
 
-    def _pixels(self, images: Tensor, block: int) -> Tensor:
-        """(BLOCK,3,H,W) uint8 -> (BLOCK,3,S,S)."""
+    def _pixels(self, rows: NDArray[np.int64], block: int) -> Tensor:
+        """(BLOCK,) rows -> (BLOCK,3,S,S)."""
         if self.view is None:
-            return evaluation(images, self.tower.pixels)
+            return evaluation(torch.from_numpy(self.table.pixels(rows)).to(self.device), self.tower.pixels)
         draw = rng.generator(self.view.number, "view", block)
-        return augmented(images, self.tower.pixels, self.view.how, draw)
+        return augmented(as_tensors(self.table.whole(rows), self.device), self.tower.pixels, self.view.how, draw)
 
     def _create(self) -> None:
         """Create files of the full size with one rename. Disk space is reserved: a full disk is an error here."""

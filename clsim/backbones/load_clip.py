@@ -138,7 +138,8 @@ def _open_clip(name: str, weights: Path | None, image_size: int | None) -> tuple
         load_into(clip, _resized(for_clip(stored, clip), clip), str(weights))
     size = clip.visual.image_size
     side = size if isinstance(size, int) else size[0]
-    image = _image_tower(name, clip.visual, InputSpec(side, tuple(about["mean"]), tuple(about["std"]), crop=1.0))
+    pixels = InputSpec(side, tuple(about["mean"]), tuple(about["std"]), 1.0, about.get("interpolation", "bicubic"))
+    image = _image_tower(name, clip.visual, pixels)
     text = TextTower(clip, tokenizer)
     require_library_features(name, clip, image, text)
     return image, text

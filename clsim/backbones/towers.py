@@ -1,9 +1,9 @@
-"""Towers: pretrained transformers with one interface, and four places (hooks) at which a tuner can change them.
+"""Towers: pretrained transformers with one interface, and five places (hooks) at which a tuner can change them.
 
-A tower has the library's weights but its own short forward code, block by block, so that tuners can change the tokens
-entering a block, its keys and values, the output of its branches, and its weights. Two things make it faster than the
-library's forward. Attention is two plain matrix products: on CPUs, at these lengths, they train faster than the fused
-kernel. And the last block computes only the tokens that are read.
+A tower has the library's weights but its own short forward code, block by block, so that tuners can change the embedded
+patches, the tokens entering a block, its keys and values, the output of its branches, and its weights. Two things make
+it faster than the library's forward. Attention is two plain matrix products: on CPUs, at these lengths, they train
+faster than the fused kernel. And the last block computes only the tokens that are read.
 """
 
 import hashlib
@@ -31,6 +31,10 @@ class TunerHooks:
     def for_pass(self) -> "TunerHooks":
         """The hooks of one forward pass; values that all blocks use can be computed here once."""
         return self
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """(B,N,D) embedded patches of images, before class token and positions are added -> the same shape."""
+        return tokens
 
     def enter(self, block: int, tokens: Tensor) -> Tensor:
         """(B,N,D) tokens before a block -> the block's input tokens, of any number."""

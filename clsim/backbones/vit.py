@@ -101,9 +101,9 @@ class VisionTower(Tower):
     def about(self) -> str:
         return repr(self.pixels)
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,N,D) tokens: prefix tokens (class, registers), then patches."""
-        patches = self.vit.patch_embed(inputs.to(self.dtype))
+        patches = sites.patches(self.vit.patch_embed(inputs.to(self.dtype)))
         tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(patches))
         return tokens
 
@@ -114,7 +114,7 @@ class VisionTower(Tower):
 
     def forward(self, images: Tensor, sites: TunerHooks = PLAIN) -> Tensor:
         """(B,3,S,S) normalised images -> (B,D) pooled features; tokens added by `sites` are not pooled."""
-        tokens = self.embed(images)
+        tokens = self.embed(images, sites)
         if self.vit.global_pool == "token":
             pooled: Tensor = self.vit.fc_norm(self.encode(tokens, slice(0, 1), sites)[:, 0])
             return pooled

@@ -102,7 +102,9 @@ class Loader:
 
     def target(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator) -> Batch:
         """A batch as from `train`, but without labels."""
-        images = augmented(self._pixels(rows), self.pixels, how, generator) if "images" in self.reads else None
+        images = None
+        if "images" in self.reads:
+            images = augmented(as_tensors(self.table.whole(rows), self.device), self.pixels, how, generator)
         return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows))
 
     def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
@@ -152,6 +154,15 @@ class Loader:
         domains = None if table.domains is None else torch.from_numpy(table.domains[rows]).to(self.device)
         labels = torch.from_numpy(table.labels[rows]).to(self.device)
         return Batch(None, None, labels, rows, domains, replayed=replayed)
+
+
+def as_tensors(images: NDArray[np.uint8] | list[NDArray[np.uint8]], device: torch.device) -> Tensor | list[Tensor]:
+    """(n,3,H,W), or n images (3,h,w), on the device; images of several sizes are sent there together."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images).to(device)
+    together = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])).to(device)
+    parts = together.split([image.size for image in images])
+    return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
 
 
 def filled_up(items: NDArray[Any], size: int) -> NDArray[Any]:

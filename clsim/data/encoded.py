@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clsim.data.pixels import decoded
+from clsim.data.pixels import decoded, whole_image
 from clsim.errors import RequestError, RunFailed
 
 T = TypeVar("T")
@@ -20,12 +20,20 @@ CHUNK = 1024  # most images whose results wait in memory
 class EncodedImages:
     """N encoded images in one file. Memory holds only each image's position in the file."""
 
-    def __init__(self, folder: Path, height: int, width: int, bicubic: bool = False) -> None:
-        """`folder` has images.bin, and spans.npy: N rows with an image's first byte and length."""
+    def __init__(self, folder: Path, height: int, width: int, bicubic: bool = False, whole: bool = False) -> None:
+        """`folder` has images.bin, and spans.npy: N rows with an image's first byte and length.
+
+        `height`, `width` and `bicubic` are those of `decoded`. If `whole`, images differ in size: `height` and `width`
+        are those of the square in the centre, and `folder` has sizes.npy, (N,2) heights and widths of whole images.
+        """
         self.folder = folder
-        self.bicubic = bicubic  # see `decoded`
+        self.bicubic = bicubic
+        self.several_sizes = whole
         self._spans: NDArray[np.int64] = np.load(folder / "spans.npy")
         self.shape = (len(self._spans), 3, height, width)
+        self.sizes: NDArray[np.int64] = (
+            np.load(folder / "sizes.npy") if whole else np.broadcast_to((height, width), (len(self), 2))
+        )
         self._file = os.open(folder / "images.bin", os.O_RDONLY)  # now: so a cache may be cleared during a run
 
     def __len__(self) -> int:
@@ -38,6 +46,10 @@ class EncodedImages:
             found[place] = image
         return found
 
+    def whole(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """As `take`; if images differ in size, n whole images (3, h, w)."""
+        return list(self._pool.map(self._whole, np.asarray(rows).tolist())) if self.several_sizes else self.take(rows)
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count())  # codecs run outside the GIL
@@ -47,11 +59,17 @@ class EncodedImages:
             os.close(self._file)
 
     def _one(self, row: int) -> NDArray[np.uint8]:
+        return self._decoded(row, lambda data: decoded(data, *self.shape[2:], self.bicubic))
+
+    def _whole(self, row: int) -> NDArray[np.uint8]:
+        return self._decoded(row, lambda data: whole_image(data, self.shape[2]))
+
+    def _decoded(self, row: int, how: Callable[[bytes], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         start, length = self._spans[row].tolist()
         # read, not mapped: mapped pages would count as this process's memory
         data = os.pread(self._file, length, start)
         try:
-            return decoded(data, *self.shape[2:], self.bicubic)
+            return how(data)
         except Exception as error:  # Pillow raises many kinds for broken files
             raise RunFailed(str(bad_image(self._name(row), error))) from error
 

@@ -1,4 +1,4 @@
-"""The pixels of an image file: three bytes each, upright and opaque, at the image's own size or in a square.
+"""The pixels of an image file: three bytes each, upright and opaque; at the image's own size, scaled, or in a square.
 
 What is done with each kind of file:
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+LONGEST = 4  # a stored image is at most so many times as long as its shorter side; of longer images the middle is kept
 DIM = 16  # what is above 4095 of 65535 becomes at least this
 ORIENTATION = 0x0112  # numbers of EXIF and TIFF tags
 BITS_PER_SAMPLE = 258
@@ -50,6 +51,44 @@ def decoded(data: bytes, height: int, width: int, bicubic: bool = False) -> NDAr
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
+def whole_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) of `whole_image` for an image of this height and width."""
+    shorter, longer = sorted((height, width))
+    margin = min((longer - shorter) * side // (2 * shorter), (LONGEST - 1) * side // 2)
+    return (side, side + 2 * margin) if width > height else (side + 2 * margin, side)
+
+
+def whole_image(data: bytes, side: int) -> NDArray[np.uint8]:
+    """Encoded bytes -> (3, h, w): the whole image, scaled so that its shorter side has `side` pixels.
+
+    The square in its centre has the bits of `decoded(data, side, side)`, which evaluation sees. What is on both sides
+    of the square is scaled by the same factor and put next to it; less than a stored pixel is left out at each end. Of
+    an image longer than LONGEST times its shorter side, only the middle is kept. Raises as `decoded`.
+    """
+    rgb = upright(data)
+    middle = np.asarray(covering(rgb, side, side))
+    margin = (max(whole_size(rgb.height, rgb.width, side)) - side) // 2
+    if margin == 0:
+        return middle.transpose(2, 0, 1)
+    wide, shorter, longer = rgb.width > rgb.height, min(rgb.size), max(rgb.size)
+    first, last = (longer - shorter) / 2, (longer + shorter) / 2  # ends of the square, in pixels of the file
+    beyond = margin * shorter / side
+
+    def strip(start: float, stop: float) -> NDArray[np.uint8]:
+        size, box = ((margin, side), (start, 0, stop, shorter)) if wide else ((side, margin), (0, start, shorter, stop))
+        return np.asarray(rgb.resize(size, _filter(rgb, side, side), box))
+
+    parts = [strip(max(0, first - beyond), first), middle, strip(last, min(longer, last + beyond))]
+    return np.concatenate(parts, axis=1 if wide else 0).transpose(2, 0, 1)
+
+
+def centre_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, h, w) from `whole_image` -> (3, side, side), what `decoded` makes of the same file."""
+    side = min(image.shape[1:])
+    top, left = ((length - side) // 2 for length in image.shape[1:])
+    return image[:, top : top + side, left : left + side]
+
+
 def covering(rgb: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Image:
     """The image scaled to cover height x width, and cut to its centre; what is cut is what a centre crop loses.
 
@@ -57,9 +96,12 @@ def covering(rgb: Image.Image, height: int, width: int, bicubic: bool = False) -
     transform does: so it sees the same image whether the stored image was enlarged or not. With `bicubic` the bicubic
     filter is used for both.
     """
+    return ImageOps.fit(rgb, (width, height), _filter(rgb, height, width, bicubic))
+
+
+def _filter(rgb: Image.Image, height: int, width: int, bicubic: bool = False) -> Image.Resampling:
     enlarged = height > rgb.height or width > rgb.width
-    how = Image.Resampling.BILINEAR if enlarged and not bicubic else Image.Resampling.BICUBIC
-    return ImageOps.fit(rgb, (width, height), how)
+    return Image.Resampling.BILINEAR if enlarged and not bicubic else Image.Resampling.BICUBIC
 
 
 def upright(data: bytes) -> Image.Image:

@@ -1,4 +1,4 @@
-"""ImageTable: labelled images of one size, decoded once into a memory-mapped file, or kept encoded if they are many."""
+"""ImageTable: labelled images, decoded once into a memory-mapped file, or kept encoded if they are many."""
 
 import hashlib
 import io
@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 
 from clsim.data import entries
 from clsim.data.encoded import EncodedImages, bad_image, for_each, reason, write_names
-from clsim.data.pixels import decoded, is_dim, size_of
+from clsim.data.pixels import decoded, is_dim, size_of, whole_image, whole_size
 from clsim.data.readers import Source
+from clsim.data.whole import WholeImages
 from clsim.errors import RequestError
 
 # bytes; above it images stay encoded and are decoded each time they are read: DomainNet would take 90 GB on disk
 LARGEST_DECODED = 8 << 30
 NONE_LEFT = "none of the images can be decoded"
 REMOVED = "{} was removed or damaged while it was opened; repeat the command"
-RULES = 2  # changed if the same files become other pixels, so that tables of older versions are not used
+RULES = 3  # changed if the same files become other pixels, so that tables of older versions are not used
+SQUARE_RULES = 2  # tables of one size have the pixels of these rules, so they keep their fingerprints and finished runs
 NAMED = 5  # bad images that are named; the others are counted
 
 
@@ -54,13 +56,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """N images of one size with their labels.
+    """N images with their labels.
 
     Rows are sorted by domain, then class, then in a fixed shuffled order. So a table limited to k images per class
     reads blocks of neighbouring rows, and shares whole blocks of the feature bank.
     """
 
-    images: NDArray[np.uint8] | EncodedImages  # (N, 3, H, W), memory-mapped if from files; see `pixels`
+    images: NDArray[np.uint8] | WholeImages | EncodedImages  # shape (N, 3, H, W); see `pixels` and `whole`
     labels: NDArray[np.int64]  # (N,)
     class_names: tuple[str, ...]
     fingerprint: str
@@ -72,13 +74,26 @@ class ImageTable:
         return len(self.labels)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n,) rows -> (n, 3, H, W). Raises RunFailed for a row of encoded images that cannot be decoded."""
-        return self.images.take(rows) if isinstance(self.images, EncodedImages) else np.take(self.images, rows, axis=0)
+        """(n,) rows -> (n, 3, H, W), what evaluation sees: images of one size, or the square in the centre of each.
 
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image, decoded."""
-        return math.prod(self.images.shape[1:])
+        Raises RunFailed for a row of encoded images that cannot be decoded.
+        """
+        return np.take(self.images, rows, axis=0) if isinstance(self.images, np.ndarray) else self.images.take(rows)
+
+    def whole(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """(n,) rows -> (n, 3, H, W), or n whole images (3, h, w) if they differ in size: what training crops come from.
+
+        Raises as `pixels`.
+        """
+        if isinstance(self.images, np.ndarray) or not len(rows):
+            return self.pixels(rows)
+        return self.images.whole(rows)
+
+    def bytes_of(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of these images, whole and decoded."""
+        if isinstance(self.images, np.ndarray):
+            return len(rows) * math.prod(self.images.shape[1:])
+        return int(3 * self.images.sizes[rows].prod(axis=1).sum())
 
     @classmethod
     def from_arrays(
@@ -103,7 +118,7 @@ class ImageTable:
 
         def read(i: int) -> bytes:
             stream = io.BytesIO()
-            Image.fromarray(self.pixels(np.array([i]))[0].transpose(1, 2, 0)).save(stream, "PNG")
+            Image.fromarray(self.whole(np.array([i]))[0].transpose(1, 2, 0)).save(stream, "PNG")
             return stream.getvalue()
 
         names = [f"image {i}" for i in range(len(self))]
@@ -116,10 +131,10 @@ class ImageTable:
         """The source's images as RGB, from the cache if they were decoded before.
 
         If all images have one size that fits into `side` x `side` pixels, they are stored as they are. Otherwise each
-        is stored `side` x `side`: its shorter side is scaled to `side`, and the centre is kept, which is what
-        evaluation sees of it; so the pixels of an image do not depend on the others. Training crops do not see more
-        of it either: a 375 x 500 image keeps 75 %. What is done with rotated, transparent or 16-bit images is
-        described in `clsim.data.pixels`.
+        is stored whole, with its shorter side scaled to `side`; so the pixels of an image do not depend on the others.
+        Evaluation sees the square in its centre, and training crops come from all of it. Of an image that is longer
+        than four times its shorter side, only the middle is stored. What is done with rotated, transparent or 16-bit
+        images is described in `clsim.data.pixels`.
 
         With `one_size`, images of several sizes but one shape (e.g. digits of 28 x 28 and 16 x 16) that fit into `side`
         are enlarged to the largest size found, for sets that are joined on purpose.
@@ -128,7 +143,8 @@ class ImageTable:
         and `skipped` has what was left out; but a class that loses more than half of its images raises RequestError:
         then not images are bad, but the copy of the data set, e.g. git-lfs pointers or an interrupted download.
         """
-        folder = cache_dir / "tables" / f"{_key(source)}-{side}-{on_bad_image}{'-one_size' * one_size}"
+        options = f"-{side}-{on_bad_image}{'-one_size' * one_size}"
+        folder = cache_dir / "tables" / f"{_key(source, RULES)}{options}"
         meta = entries.opened(folder)
         if meta is None:
             _decode_into(folder, source, side, on_bad_image, one_size)
@@ -137,13 +153,13 @@ class ImageTable:
             raise RequestError(REMOVED.format(folder))
         if meta["dim"]:
             print(f"clsim: {meta['dim']}", file=sys.stderr)
-        size, skipped = meta["encoded"], meta["skipped"]
+        skipped = meta["skipped"]
         try:
             return cls(
-                images=EncodedImages(folder, *size) if size else np.load(folder / "images.npy", mmap_mode="r"),
+                images=_open_images(folder, **meta["stored"]),
                 labels=np.load(folder / "labels.npy"),
                 class_names=source.class_names,
-                fingerprint=folder.name,
+                fingerprint=folder.name if meta["stored"]["whole"] else f"{_key(source, SQUARE_RULES)}{options}",
                 domains=None if source.domains is None else np.load(folder / "domains.npy"),
                 domain_names=source.domain_names,
                 skipped=Skipped(skipped["by_class"], tuple(skipped["first"])),
@@ -152,9 +168,19 @@ class ImageTable:
             raise RequestError(REMOVED.format(folder)) from error
 
 
-def _key(source: Source) -> str:
+def _open_images(
+    folder: Path, height: int, width: int, bicubic: bool, whole: bool, encoded: bool
+) -> NDArray[np.uint8] | WholeImages | EncodedImages:
+    """The images in a folder; the arguments are what `_write_images` returned."""
+    if encoded:
+        return EncodedImages(folder, height, width, bicubic, whole)
+    found: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="r")
+    return WholeImages(found, np.load(folder / "sizes.npy"), height) if whole else found
+
+
+def _key(source: Source, rules: int) -> str:
     """A hash of everything that is read: files, labels, domains, and all names in their order."""
-    names = json.dumps([RULES, source.fingerprint, source.class_names, source.domain_names])
+    names = json.dumps([rules, source.fingerprint, source.class_names, source.domain_names])
     digest = hashlib.blake2b(names.encode(), digest_size=16)
     digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
     if source.domains is not None:
@@ -174,13 +200,12 @@ def _decode_into(folder: Path, source: Source, side: int, on_bad_image: str, one
     bad: dict[int, str] | None = {} if on_bad_image == "skip" else None
     with entries.new(folder) as (temporary, about):
         dim: list[int] = []
-        rows, encoded = _write_images(temporary, source, side, one_size, bad, dim)
+        rows, about["stored"] = _write_images(temporary, source, side, one_size, bad, dim)
         skipped = _skipped(source, bad or {})
         np.save(temporary / "labels.npy", source.labels[rows])
         if source.domains is not None:
             np.save(temporary / "domains.npy", source.domains[rows])
         about["skipped"] = {"by_class": skipped.by_class, "first": skipped.first}
-        about["encoded"] = encoded
         about["dim"] = _about_dim(dim, source.names, len(rows))
 
 
@@ -211,11 +236,11 @@ def _skipped(source: Source, bad: Mapping[int, str]) -> Skipped:
 
 def _write_images(
     temporary: Path, source: Source, side: int, one_size: bool, bad: dict[int, str] | None, dim: list[int]
-) -> tuple[NDArray[np.int64], tuple[int, int, bool] | None]:
+) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Write the source's images to a folder: decoded, or encoded if they would take too much space decoded.
 
-    Returns their positions in the source, in the order of the table, and for images that are kept encoded the arguments
-    of `decoded`. The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of
+    Returns their positions in the source, in the order of the table, and how they are stored: the arguments of
+    `_open_images`. The reasons for bad images are put into `bad`; without it, the first raises RequestError. Rows of
     16-bit images that are nearly black are put into `dim`.
     """
     blob = temporary / "images.bin"
@@ -223,28 +248,34 @@ def _write_images(
     height, width, bicubic = _stored_size(sizes, side, one_size)
     order = _row_order(source.labels, source.domains)
     order = order[sizes[order].any(axis=1)]  # without images that have bad headers
+    sizes = np.broadcast_to((height, width), (len(order), 2)) if bicubic else _whole_sizes(sizes[order], side)
+    whole = bool((sizes != (height, width)).any())
+    stored = {"height": height, "width": width, "bicubic": bicubic, "whole": whole, "encoded": False}
     with blob.open("rb") as stream:
 
         def image(row: int) -> NDArray[np.uint8]:
             start, length = spans[row].tolist()
             data = os.pread(stream.fileno(), length, start)
-            pixels = decoded(data, height, width, bicubic)
+            pixels = whole_image(data, side) if whole else decoded(data, height, width, bicubic)
             if is_dim(data, pixels):
                 dim.append(row)
             return pixels
 
         images = for_each(order.tolist(), image, source.names, bad)
-        if len(order) * 3 * height * width <= LARGEST_DECODED:
-            rows = _write_decoded(temporary / "images.npy", order, images, (3, height, width))
+        if 3 * sizes.prod(axis=1).sum() <= LARGEST_DECODED:
+            rows = _write_decoded(temporary, order, images, whole)
             blob.unlink()
-            return rows, None
+            return rows, stored
         if bad is not None:  # to find the bad ones, each must be decoded once
-            order = order[[image is not None for image in images]]
+            good = np.array([image is not None for image in images])
+            order, sizes = order[good], sizes[good]
             if len(order) == 0:
                 raise RequestError(NONE_LEFT)
     np.save(temporary / "spans.npy", spans[order])
+    if whole:
+        np.save(temporary / "sizes.npy", sizes)
     write_names(temporary, [source.names[row] for row in order.tolist()])
-    return order, (height, width, bicubic)
+    return order, stored | {"encoded": True}
 
 
 def _stored_size(sizes: NDArray[np.int64], side: int, one_size: bool) -> tuple[int, int, bool]:
@@ -257,6 +288,12 @@ def _stored_size(sizes: NDArray[np.int64], side: int, one_size: bool) -> tuple[i
     if max(height, width) <= side and (len(found) == 1 or (one_size and one_shape)):
         return height, width, True
     return side, side, False
+
+
+def _whole_sizes(sizes: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    """(N,2) heights and widths of files -> those of the whole images as they are stored."""
+    found, place = np.unique(sizes, axis=0, return_inverse=True)
+    return np.array([whole_size(height, width, side) for height, width in found.tolist()])[place.reshape(-1)]
 
 
 def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -283,23 +320,28 @@ def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDAr
 
 
 def _write_decoded(
-    file: Path, order: NDArray[np.int64], images: Iterator[NDArray[np.uint8] | None], shape: tuple[int, ...]
+    folder: Path, order: NDArray[np.int64], images: Iterator[NDArray[np.uint8] | None], whole: bool
 ) -> NDArray[np.int64]:
-    """Write the decoded images into an .npy file; returns their positions in the source."""
-    kept = []
-    with file.open("wb") as stream:
+    """Write the decoded images into images.npy, and if `whole` their sizes; returns their positions in the source."""
+    kept, sizes = [], []
+    with (folder / "images.npy").open("wb") as stream:
         # the count is known only after the last image: at the end the header is written again, with the same length
-        _npy_header(stream, (len(order), *shape))
+        _npy_header(stream, (0,))
+        first = stream.tell()
         for row, image in zip(order.tolist(), images, strict=True):
             if image is not None:
                 stream.write(image.tobytes())
                 kept.append(row)
+                sizes.append(image.shape[1:])
         if not kept:
             raise RequestError(NONE_LEFT)
+        shape = (stream.tell() - first,) if whole else (len(kept), 3, *sizes[0])
         stream.seek(0)
-        _npy_header(stream, (len(kept), *shape))
+        _npy_header(stream, shape)
         stream.flush()
         os.fsync(stream.fileno())
+    if whole:
+        np.save(folder / "sizes.npy", np.array(sizes))
     return np.array(kept, dtype=np.int64)
 
 

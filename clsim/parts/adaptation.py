@@ -98,10 +98,12 @@ def ramp(progress: float) -> float:
 
 
 def adversarial_loss(discriminator: nn.Module, source: Tensor, target: Tensor, strength: float) -> Tensor:
-    """Mean cross-entropy of classifying (B,D) source and (B',D) target features by domain.
+    """Cross-entropy of classifying (B,D) source and (B',D) target features by domain: half the sum of both means.
 
-    The reversed gradient, scaled by `strength`, aligns the two.
+    So both domains weigh the same where one has fewer images, as in Ganin et al. 2016, eq. 9. The reversed gradient,
+    scaled by `strength`, aligns the two.
     """
     logits = discriminator(Reversed.apply(torch.cat([source, target]).float(), strength))
     domain = torch.cat([logits.new_ones(len(source)), logits.new_zeros(len(target))])
-    return binary_cross_entropy_with_logits(logits, domain)
+    shares = [logits.new_full((len(each),), len(logits) / (2 * len(each))) for each in (source, target)]
+    return binary_cross_entropy_with_logits(logits, domain, torch.cat(shares))

@@ -1,11 +1,25 @@
 """Heads: from features to logits."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+HeadStart = Literal["uniform", "normal", "zero"]
 
 
 class LinearHead(nn.Linear):
     """(B,D) features -> (B,K) logits, in float32 for every precision of the tower."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, start: HeadStart = "uniform") -> None:
+        """`start`: weights and bias uniform up to 1/sqrt(D), weights N(0, 0.02^2) and bias 0, or both 0."""
+        super().__init__(in_features, out_features, bias)
+        if start == "normal":
+            nn.init.trunc_normal_(self.weight, std=0.02)
+        elif start == "zero":
+            nn.init.zeros_(self.weight)
+        if start != "uniform" and bias:
+            nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         # bfloat16 has an eight-bit mantissa: close logits would become equal

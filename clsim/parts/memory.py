@@ -28,7 +28,7 @@ class Reservoir(Part):
         self.per_class = per_class
         self.kept: dict[int, list[int]] = {}  # group (class, or 0 for all) -> rows
         self.offered: dict[int, int] = {}  # group -> images offered so far
-        self.image_bytes = 0
+        self.stored = 0  # bytes
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -38,7 +38,7 @@ class Reservoir(Part):
     @property
     def stored_bytes(self) -> int:
         """Uncompressed bytes of the images in memory."""
-        return len(self.rows) * self.image_bytes
+        return self.stored
 
     def draw(self, s: Step, name: str) -> NDArray[np.int64]:
         """Different rows, as many as come from the stream in this step, or all; `name`: the random stream."""
@@ -62,9 +62,9 @@ class Reservoir(Part):
 
     def _offer_all(self, rows: NDArray[np.int64], experience: Experience, draw: np.random.Generator) -> None:
         table = experience.table
-        self.image_bytes = table.image_bytes
         for row in rows.tolist():
             self._offer(row, int(table.labels[row]) if self.per_class else 0, draw)
+        self.stored = table.bytes_of(self.rows)
 
     def _offer(self, row: int, group: int, draw: np.random.Generator) -> None:
         kept = self.kept.setdefault(group, [])
@@ -77,12 +77,12 @@ class Reservoir(Part):
             kept[place] = row
 
     def state(self) -> dict[str, Any]:
-        return {"kept": dict(self.kept), "offered": dict(self.offered), "image_bytes": self.image_bytes}
+        return {"kept": dict(self.kept), "offered": dict(self.offered), "stored": self.stored}
 
     def load(self, state: dict[str, Any]) -> None:
         self.kept = {group: list(rows) for group, rows in state["kept"].items()}
         self.offered = dict(state["offered"])
-        self.image_bytes = state["image_bytes"]
+        self.stored = state["stored"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Prompt pools: learned tokens that are selected for each image."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from clsim.data.batches import Batch
 from clsim.errors import RequestError
 from clsim.outputs import Outputs
 from clsim.parts.tuners import require_blocks
+
+Ties = Literal["lowest", "topk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,78 @@ def votes(chosen: Tensor, size: int) -> Tensor:
     return (chosen.flatten()[:, None] == torch.arange(size, device=chosen.device)).sum(dim=0)
 
 
-def majority(chosen: Tensor, size: int) -> Tensor:
-    """(B,N) ids -> the N ids that the batch chose most often, the same for every image; ties go to the lower id."""
-    winners = votes(chosen, size).argsort(descending=True, stable=True)[: chosen.shape[1]]
+def majority(chosen: Tensor, size: int, ties: Ties = "lowest") -> Tensor:
+    """(B,N) ids -> the N ids that the batch chose most often, the same for every image.
+
+    Ties go to the lower id, or to the id that `torch.topk` puts first among the counts of all chosen ids, in ascending
+    order; the latter depends on the device.
+    """
+    counts = votes(chosen, size)
+    if ties == "lowest":
+        winners = counts.argsort(descending=True, stable=True)[: chosen.shape[1]]
+    else:
+        ids = (counts == 0).int().argsort(stable=True)  # those that nobody chose come last
+        winners = ids[counts[ids].topk(chosen.shape[1]).indices]
     return winners.expand(len(chosen), -1)
+
+
+def query_features(tower: Tower, batch: Batch, clean: bool) -> Tensor:
+    """(B,D) features of the frozen tower without prompts: of the clean images, or of those in the batch."""
+    if clean:
+        return batch.known_features
+    with torch.no_grad():
+        features: Tensor = tower(batch.known_images)
+        return features.float()
+
+
+class PromptPool(nn.Module):
+    """M prompts of L tokens, each with a key: Wang et al. 2022, arXiv:2112.08654, section 4."""
+
+    def __init__(self, size: int, length: int, width: int, low: float, high: float) -> None:
+        """Keys and prompts start uniform in [low, high]."""
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(size, width).uniform_(low, high))
+        self.prompts = nn.Parameter(torch.empty(size, length, width).uniform_(low, high))
+
+    def similarity(self, query: Tensor) -> Tensor:
+        """(B,D) queries -> (B,M) cosines to the keys."""
+        return cosines(query, self.keys)
+
+    def take(self, chosen: Tensor) -> Tensor:
+        """(B,N) prompt ids -> (B, N*L, D) tokens."""
+        return self.prompts[chosen].flatten(1, 2)
+
+
+def off_orthonormal(rows: Tensor) -> Tensor:
+    """(M,E) -> the mean square of B B' - I, as in the paper's code."""
+    distance: Tensor = rows @ rows.T - torch.eye(len(rows), device=rows.device)
+    return distance.square().mean()
+
+
+def orthonormal(tasks: int, blocks: int, components: int, width: int) -> Tensor:
+    """(tasks, blocks, components, width) unit vectors; in a block the first `width` vectors are orthogonal to each
+    other, then the next `width`."""
+    count = tasks * components
+    each = [
+        torch.cat([nn.init.orthogonal_(torch.empty(min(width, count - i), width)) for i in range(0, count, width)])
+        for _ in range(blocks)
+    ]
+    rows: Tensor = torch.stack(each, dim=1).unflatten(0, (tasks, components))
+    return rows.transpose(1, 2).contiguous()
+
+
+def gram_schmidt(before: Tensor, count: int) -> Tensor:
+    """(N,D) vectors -> (count,D) new unit vectors: random ones without their projections on each earlier vector.
+
+    The vectors before may have any angles to each other; then a new one is orthogonal to them only nearly, as in the
+    paper's code.
+    """
+    rows = before
+    for _ in range(count):
+        drawn = torch.randn(rows.shape[1]).to(rows.device)
+        shares = (rows @ drawn) / rows.square().sum(dim=1)
+        rows = torch.cat([rows, (drawn - shares @ rows)[None]])
+    return nn.functional.normalize(rows[len(before) :], dim=1)
 
 
 class Prefixes(TunerHooks):

@@ -69,9 +69,10 @@ def visual_bound(tower: Tower) -> float:
 class Pairs(nn.Module):
     """(depth, 2, P, D) learned keys and values: P-Tuning v2, Liu et al. 2022, arXiv:2110.07602, section 3."""
 
-    def __init__(self, depth: int, count: int, width: int) -> None:
+    def __init__(self, depth: int, count: int, width: int, spread: float = 0.02) -> None:
+        """They start in N(0, spread^2)."""
         super().__init__()
-        self.pairs = nn.Parameter(0.02 * torch.randn(depth, 2, count, width))
+        self.pairs = nn.Parameter(spread * torch.randn(depth, 2, count, width))
 
     def forward(self) -> Tensor:
         """The keys and values."""

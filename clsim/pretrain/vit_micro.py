@@ -15,6 +15,7 @@ from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import load_backbone
 from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit
+from clsim.data.batches import as_tensors
 from clsim.data.streams import DataAccess
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
@@ -63,7 +64,7 @@ class Pretraining:
         """Cross-entropy of a step's batch."""
         recipe, rows = self.recipe, self.rows(step)
         draw = rng.generator(recipe.seed, "augmentation", step)
-        images = torch.from_numpy(self.train.pixels(rows))
+        images = as_tensors(self.train.whole(rows), torch.device("cpu"))
         images = augmented(images, self.tower.pixels, Augmentation(recipe.crop_min), draw)
         drop = recipe.token_drop if step < (1 - recipe.whole_share) * self.trainer.steps else 0.0
         with torch.autocast("cpu", torch.bfloat16):

@@ -54,9 +54,9 @@ def accuracy_matrix_figure(
     axes.set_yticks(range(0, len(labels), every), labels[::every], fontsize=9)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(experiences + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
     if every == 1:
+        axes.set_xticks(np.arange(experiences + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
         for (row, column), value in np.ndenumerate(shown):
             if not np.isnan(value):

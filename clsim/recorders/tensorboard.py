@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from clsim.data.streams import Benchmark
 
 CURVES = 64  # a logged list of at most this length is also drawn as curves
+SHARE = 0.05  # of a run's time that the pictures of a tag may take, except for its first and its last picture
 
 
 class TensorBoard:
     """A listener of the journal. Training is drawn by step, evaluation and logged lists by experience.
 
-    Evaluations inside experiences are drawn by images. Older event files of the directory are removed: a resumed
-    journal replays its records, so that no point exists twice.
+    Evaluations inside experiences are drawn by images. A picture takes longer than many an experience does, so between
+    the first and the last one only as many are drawn as `SHARE` allows. Older event files of the directory are removed:
+    a resumed journal replays its records, so that no point exists twice.
     """
 
     def __init__(self, directory: Path, benchmark: Benchmark) -> None:
@@ -30,6 +33,8 @@ class TensorBoard:
         self._names = [experience.name for experience in benchmark.test_stream]
         self._learned = [experience.name for experience in benchmark.train_stream]
         self._rows: dict[int, list[int | None]] = {}  # counts by experience; 0: before any training
+        self._next: dict[str, float] = {}  # tag -> the time from which its next picture may be drawn
+        self._waiting: dict[str, Callable[[], None]] = {}  # tag -> its last picture, not drawn yet
 
     def write(self, record: dict[str, Any]) -> None:
         """Draw a record of the journal, at the time that it names."""
@@ -61,6 +66,20 @@ class TensorBoard:
     def _image(self, tag: str, figure: Any, x: int, when: float) -> None:
         self._writer.add_image(tag, to_array(figure), x, walltime=when, dataformats="HWC")
 
+    def _image_if_due(self, tag: str, figure: Callable[[], Any], x: int, when: float) -> None:
+        """Draw the figure, or keep it for the end of the run if the tag's last picture was drawn only just now."""
+
+        def draw() -> None:
+            began = time.perf_counter()
+            self._image(tag, figure(), x, when)
+            self._next[tag] = when + (time.perf_counter() - began) / SHARE
+
+        if when >= self._next.get(tag, when):
+            self._waiting.pop(tag, None)
+            draw()
+        else:
+            self._waiting[tag] = draw
+
     def _evaluation(self, record: dict[str, Any]) -> None:
         experience, when = record["experience"], record["time"]
         for number, (name, value) in enumerate(zip(self._names, record["accuracy"], strict=True), start=1):
@@ -73,8 +92,12 @@ class TensorBoard:
         # joint training leaves out all rows but the last
         empty: list[int | None] = [None] * len(self._names)
         rows = [self._rows.get(t, empty) for t in range(0 if before else 1, experience + 1)]
-        figure = accuracy_matrix_figure(rows, record["total"], self._names, before, self._learned)
-        self._image("accuracy_matrix", figure, experience, when)
+        self._image_if_due(
+            "accuracy_matrix",
+            lambda: accuracy_matrix_figure(rows, record["total"], self._names, before, self._learned),
+            experience,
+            when,
+        )
         self._writer.flush()
 
     def _anytime(self, record: dict[str, Any]) -> None:
@@ -91,18 +114,21 @@ class TensorBoard:
             self._scalar(f"log/{name}", value, record["step"] or experience, when)
             return
         known = [0.0 if item is None else item for item in value]
-        self._image(name, bars_figure(known, f"{name}, experience {experience}"), experience, when)
+        self._image_if_due(name, lambda: bars_figure(known, f"{name}, experience {experience}"), experience, when)
         if len(value) <= CURVES:
             for index, item in enumerate(value):
                 self._scalar(f"{name}/{index:02d}", item, experience, when)
 
     def _end(self, record: dict[str, Any]) -> None:
-        """Hyper-parameters, in the same file as the metrics.
+        """The last pictures, and hyper-parameters, in the same file as the metrics.
 
         SummaryWriter.add_hparams would make a separate run for them, named by the time.
         """
         from torch.utils.tensorboard import summary
 
+        for draw in self._waiting.values():
+            draw()
+        self._waiting.clear()
         metrics = {f"metrics/{name}": value for name, value in record["metrics"].items() if value is not None}
         make: Any = summary.hparams
         for part in make(_flat(record["config"]), metrics):
