@@ -104,9 +104,9 @@ def test_what_is_no_data_set_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("nowhere", "no such file or folder: .*nowhere"),
-        ("notes.doc", "notes.doc is of no known format, which are class folders of images, Parquet, "),
+        ("notes.doc", "notes.doc is of no known format; clsim reads class folders of images, Parquet, "),
         ("pipe.npz", "pipe.npz is not a file"),
-        ("empty", "empty has nothing that is read, which is class folders of images"),
+        ("empty", "empty has no data set in it; clsim reads class folders of images"),
     ):
         with pytest.raises(RequestError, match=message):
             read_any(tmp_path / name, Wanted())
@@ -255,8 +255,8 @@ def test_every_damaged_file_of_every_format_is_named_and_nothing_hangs(name, tmp
     root = WRITERS[name][0](tmp_path)
     files = [file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix != ".png"]
     for file in files:
-        if file.name == "dataset_info.json":
-            continue  # it is not read
+        if file.name in ("dataset_info.json", "cifar-10-python.tar.gz"):
+            continue  # they are not read
         good = file.read_bytes()
         for damaged in (
             b"",

@@ -58,7 +58,12 @@ def test_a_list_without_a_header_and_without_splits_is_cut(tmp_path):
 
 
 def test_numbers_are_numbers_and_007_is_text(tmp_path):
-    for labels, names in ((("2", "10"), ("2", "10")), (("1.0", "0.0"), ("0", "1")), (("007", "10"), ("007", "10"))):
+    for labels, names in (
+        (("a\u2028b", "c"), ("a\u2028b", "c")),
+        (("2", "10"), ("2", "10")),
+        (("1.0", "0.0"), ("0", "1")),
+        (("007", "10"), ("007", "10")),
+    ):
         rows = [row.replace("ant", labels[0]).replace("bee", labels[1]) for row in ROWS]
         assert read_any(listed(tmp_path, rows), Wanted())[0].class_names == names
 

@@ -14,6 +14,7 @@ from clsim.data.sources import require_file, shown
 from clsim.errors import RequestError
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+ARCHIVES = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
 FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     "cifar100": {"train": ("train",), "test": ("test",)},

@@ -24,7 +24,7 @@ from clsim.errors import RequestError
 
 KNOWN = (
     "class folders of images, Parquet, Hugging Face's save_to_disk, torchvision's CIFAR, MNIST and SVHN, "
-    ".npz, WebDataset .tar, or a .csv or .jsonl of paths and labels"
+    ".npz, WebDataset's .tar, and a .csv or .jsonl of paths and labels"
 )
 
 
@@ -58,7 +58,7 @@ def _format_of(file: Path) -> _Format | None:
 def _tree(path: Path, wanted: Wanted) -> tuple[Source, Source]:
     _refuse_columns(wanted, f"{shown(path)} is a folder of class folders")
     if not subfolders(path):
-        raise RequestError(f"{shown(path)} has nothing that is read, which is {KNOWN}")
+        raise RequestError(f"{shown(path)} has no data set in it; clsim reads {KNOWN}")
     return read_tree(path, wanted.domains, wanted.domain_folders, wanted.test_split, wanted.exclude)
 
 
@@ -73,13 +73,17 @@ def _read(path: Path, wanted: Wanted) -> list[Raw] | None:
     if not path.is_dir():
         kind = _format_of(path)
         if kind is None:
-            raise RequestError(f"{shown(path)} is of no known format, which are {KNOWN}")
+            raise RequestError(f"{shown(path)} is of no known format; clsim reads {KNOWN}")
         return kind.read([SplitFiles("", (path,))], wanted, path.parent)
     saved = arrow.saved_files(path)
     if saved:
         return arrow.read_arrow(saved, wanted)
     downloads = _downloads(path)
-    formats = [(each, files) for each in FORMATS[:-1] if (files := files_below(path, *each.suffixes))]
+    formats = []
+    for each in FORMATS[:-1]:
+        # torchvision leaves the archives that it has unpacked
+        files = [file for file in files_below(path, *each.suffixes) if file.name not in cifar.ARCHIVES]
+        formats += [(each, files)] if files else []
     if len(downloads) + len(formats) > 1:
         names = ", ".join([*(shown(place) for place, _ in downloads), *(shown(files[0]) for _, files in formats)])
         raise RequestError(f"{shown(path)} has several data sets: {names}; give the path of one")

@@ -1,6 +1,7 @@
 """Lists of images and labels: CSV files and JSON lines, with paths relative to the file."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -117,7 +118,7 @@ def _rows(file: Path) -> Listed:
 
 def _csv(file: Path, content: str) -> Listed:
     delimiter = _delimiter(file, content.partition("\n")[0])
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     try:
         for row in reader:
