@@ -109,6 +109,7 @@ def test_images_are_bytes_or_paths(saved):
             '{"_data_files": [{"filename": "../a.arrow"}]}',
             "state.json has no list of '_data_files'",
         ),
+        ("train/state.json", '{"_data_files": [{"filename": "\\ud800"}]}', r"no such file: .*\\ud800"),
         ("train/state.json", '{"_data_files": [{"filename": "b.arrow"}]}', "no such file: .*train/b.arrow"),
         (
             "train/state.json",

@@ -137,6 +137,8 @@ def test_lines_of_json_are_named_where_they_are_wrong(tmp_path):
     assert read_any(tmp_path / "all.json", Wanted())[1].labels.tolist() == [0, 1]
     for line, message in (
         ('{"path": ', "line 5 is no JSON"),
+        (r'{"path": "\ud800.png", "label": 0, "split": "test"}', r"has the path .*ud800.png' in row 4, but"),
+        (r'{"path": "images/test0.png", "label": "\ud800", "split": "test"}', "has labels of type int and str"),
         ("[1]", r"has '\[1\]', but each line must be an object"),
         ('{"path": 3, "label": 0, "split": "test"}', "column 'path' has no path in row 4, but 3"),
         ('{"path": "images/test0.png", "split": "test"}', "column 'label' has no value in 1 of 5 rows, first in row 4"),

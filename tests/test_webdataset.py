@@ -8,6 +8,7 @@ import written
 
 from clsim.data.formats import read_any
 from clsim.data.raw import Wanted
+from clsim.data.table import ImageTable
 from clsim.errors import RequestError
 
 PNG = written.png(written.pixels("test")[0])
@@ -94,6 +95,21 @@ def test_a_tar_cannot_reach_out_of_itself(tmp_path):
     left = train.left_out["not a sample's image or label"]
     assert [name.rpartition(": ")[2] for name in left] == ["/etc/passwd", "9.png", "8.png", "7.png"]
     assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+def test_names_that_are_not_utf8_are_names_of_samples(tmp_path):
+    members = [
+        (f"{i}\udce9.{kind}", PNG if kind == "png" else b"%d" % (i % 2)) for i in range(80) for kind in ("png", "cls")
+    ]
+    written.tar_file(tmp_path / "all.tar", members)
+    train, test = read_any(tmp_path / "all.tar", Wanted())
+    assert len(train.labels) + len(test.labels) == 80
+    train, _ = read_any(
+        shards(tmp_path / "two", ("\udce9/0.png", b"no image"), ("\udce9/0.cls", b"cow")),
+        Wanted(exclude=("ant", "bee")),
+    )
+    with pytest.raises(RequestError, match="cannot decode image"):
+        ImageTable.decode(train, 8, tmp_path / "cache")
 
 
 def test_a_missing_shard_and_an_empty_one(tmp_path):

@@ -134,7 +134,10 @@ def pick(kind: str, name: str, known: Sequence[str]) -> str:
 
 def shown(path: Path) -> str:
     """A path that can be printed: bytes that are not UTF-8 are written as \\xe9."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    try:
+        return os.fsencode(path).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # halves of characters, as JSON can have them
+        return ascii(str(path))
 
 
 def require_file(file: Path) -> None:
@@ -161,7 +164,7 @@ def fingerprint_files(files: Sequence[Path], *more: str) -> str:
 def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
     """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
     limit = int(share * 2**32)
-    hashes = (hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names)
+    hashes = (hashlib.blake2b(name.encode(errors="backslashreplace"), digest_size=4).digest() for name in names)
     return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
 
 
