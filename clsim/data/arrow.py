@@ -9,7 +9,7 @@ import numpy as np
 
 from clsim.data.labels import UNDECLARED, Values, column_values, declared_names
 from clsim.data.raw import Raw, Wanted, by_column
-from clsim.data.readers import image_parts, images_elsewhere, schema_columns
+from clsim.data.readers import image_parts, images_elsewhere, require_names, schema_columns
 from clsim.data.shards import SplitFiles
 from clsim.data.sources import require_file, shown
 from clsim.errors import RequestError
@@ -118,7 +118,9 @@ def _table(file: Path) -> Any:
         with pa.memory_map(str(file)) as stream:
             whole = stream.read_buffer(6).to_pybytes() == b"ARROW1"  # `feather` files; datasets writes streams
             stream.seek(0)
-            return (pa.ipc.open_file if whole else pa.ipc.open_stream)(stream).read_all()
+            table = (pa.ipc.open_file if whole else pa.ipc.open_stream)(stream).read_all()
+            require_names(table.schema)
+            return table
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
 

@@ -179,9 +179,20 @@ def _opened(file: Path, **options: Any) -> Any:
 
     require_file(file)
     try:
-        return pq.ParquetFile(file, **options)
-    except (pa.ArrowException, OSError) as error:
+        opened = pq.ParquetFile(file, **options)
+        require_names(opened.schema_arrow)
+        return opened
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from error
+
+
+def require_names(schema: Any) -> None:
+    """Raises UnicodeDecodeError if the name of a column, or of its part, is damaged."""
+    import pyarrow as pa
+
+    for column in schema:
+        for part in (column, *(column.type if pa.types.is_struct(column.type) else ())):
+            str(part.name)
 
 
 def _unreadable(file: Path, error: Exception, column: str = "") -> RequestError:
