@@ -163,6 +163,18 @@ def test_types_decide_where_names_do_not(tmp_path):
     assert read_any(tmp_path, Wanted())[0].read(0) == written.png(written.pixels("train")[0])
 
 
+def test_a_column_has_one_meaning(tmp_path):
+    for split in written.LABELS:
+        table = written.arrow_table(split, declare=False).append_column("style", [written.texts(split)])
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    train, _ = read_any(tmp_path, Wanted())
+    assert (train.class_names, train.domain_names) == (("0", "1", "2"), written.NAMES)
+    train, _ = read_any(tmp_path, Wanted(label="style"))
+    assert (train.class_names, train.domain_names) == (written.NAMES, ())
+    with pytest.raises(RequestError, match="images, labels, domains and splits are different columns"):
+        read_any(tmp_path, Wanted(label="style", domain="style"))
+
+
 def test_a_column_of_splits(tmp_path):
     table = pa.concat_tables([written.arrow_table("train"), written.arrow_table("test")])
     for name, values, expected in (
@@ -217,12 +229,11 @@ def test_split_cifar100_takes_torchvisions_download(tmp_path):
         SplitCifar100().build(DataAccess(tmp_path, tmp_path / "cache", 32))
     for split in written.LABELS:
         names = [f"thing {i:02d}" for i in range(100)]
-        table = pa.table(
-            {"img": [written.png(written.pixels("test")[0])] * 100, "fine_label": names, "coarse_label": names}
-        )
+        table = pa.table({"img": [written.png(written.pixels("test")[0])] * 100, "fine_label": names, "domain": names})
         (tmp_path / "cifar100" / split / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
         written.arrow_file(tmp_path / "cifar100" / split / "a.arrow", table)
-    assert len(SplitCifar100().build(DataAccess(tmp_path, tmp_path / "cache", 32)).train_table) == 100
+    benchmark = SplitCifar100().build(DataAccess(tmp_path, tmp_path / "cache", 32))
+    assert len(benchmark.train_table) == 100 and benchmark.info.domain_names == ()
 
 
 def test_named_sets_take_torchvisions_downloads(tmp_path):

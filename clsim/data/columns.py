@@ -38,10 +38,11 @@ def find_columns(
     """
     image = _one(file, "images", "image", names, wanted.image, images, IMAGE)
     label = _one(file, "labels", "label", names, wanted.label, classes, LABEL)
-    domain = _named(names, wanted.domain) if wanted.domain else usual(names, DOMAIN)
+    rest = [name for name in names if name not in (image, label)]
+    domain = _named(names, wanted.domain) if wanted.domain else usual(rest, DOMAIN)
     if wanted.domain and not domain:
         raise _none(file, wanted.domain, names)
-    split = usual(names, SPLIT)
+    split = usual([name for name in rest if name not in domain[:1]], SPLIT)
     if len({image, label, *domain[:1], *split[:1]}) < 2 + len(domain[:1]) + len(split[:1]):
         raise RequestError(f"{shown(file)}: images, labels, domains and splits are different columns")
     note = f"images are column {image!r}, labels column {label!r}"

@@ -157,7 +157,7 @@ def read_named(
     """One split of a data set by its name, which is its folder in `data_dir`: Parquet files, or `save_to_disk`'s, or
     torchvision's download; or else the Hub's files."""
     if data_dir is not None and not local_files(data_dir / folder, split)[0]:
-        found = _local(data_dir, folder, Wanted(image, label, domain or ""))
+        found = _local(data_dir, folder, Wanted(image, label, domain or "", domain_folders=domain is not None))
         if found:
             return dict(zip(("train", "test"), found, strict=True))[split]
     files, others, counterpart = parquet_files(data_dir, folder, split, hub), [], []
@@ -174,7 +174,7 @@ def _local(data_dir: Path, folder: str, wanted: Wanted) -> tuple[Source, Source]
     """A named data set in another format than Parquet."""
     own = data_dir / folder
     saved = arrow.saved_files(own)
-    if saved:
+    if len(saved) > 1:  # scenarios cut a single split in ways of their own
         return train_and_test(arrow.read_arrow(saved, wanted), wanted, own)
     for place in (data_dir, own):
         if folder in cifar.FOLDERS:
