@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from clsim import openmp
 from clsim.errors import RequestError, RunFailed, unknown
-from clsim.options import OPTIONS, flag
+from clsim.options import OPTIONS, flag, require_utf8
+from clsim.terminal import forgiving
 from clsim.version import VERSION
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -23,6 +24,7 @@ FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 mistake in the request, 130 interrupted."""
+    forgiving(sys.stdout)
     openmp.let_threads_sleep()
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -117,6 +119,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 def _dispatch(argv: list[str]) -> int:
     top, parsers = _parsers()
+    for argument in argv:
+        require_utf8("an argument", argument)
     if not argv:
         top.print_help()
         return DONE

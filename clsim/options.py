@@ -85,10 +85,19 @@ def path(value: Any, name: str, file: bool = False) -> Path | None:
     text = check(str(value) if isinstance(value, Path) else value, str, name)
     if not text or "\0" in text:
         raise RequestError(f"{name} must be a path, not {text!r}")
+    require_utf8(name, text)
     found = Path(text).expanduser()
     if file and not found.is_file():
         raise RequestError(f"no {name} file {found}")
     return found.absolute() if file else found
+
+
+def require_utf8(name: str, text: str) -> None:
+    """Raises RequestError for a text that config.toml cannot hold, e.g. the name of a folder in Latin-1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} is not UTF-8: {os.fsencode(text)!r}; rename the file or folder") from error
 
 
 def data_dir(value: Any, name: str) -> Path | None:
@@ -220,7 +229,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "data_dir",
             "DIR",
-            "folder of the data sets (default: CLSIM_DATA_DIR, else the Hub)",
+            "folder of the data sets, or your own data set (default: CLSIM_DATA_DIR, else the Hub)",
             data_dir,
             per_run=True,
             is_path=True,

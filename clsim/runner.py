@@ -22,6 +22,7 @@ from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
 from clsim.data import effects, found
 from clsim.data.batches import Loader
+from clsim.data.formats import is_data_file
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
@@ -171,7 +172,7 @@ class Job:
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
         """Make strategy, backbone and benchmark. Raises RequestError if one is unavailable or does not fit."""
-        if wanted.data_dir is not None and not wanted.data_dir.is_dir():
+        if wanted.data_dir is not None and not (wanted.data_dir.is_dir() or is_data_file(wanted.data_dir)):
             why = " (it is a file)" if wanted.data_dir.exists() else ""
             raise RequestError(f"no such data directory: {wanted.data_dir}{why}")
         device, precision = settled(wanted.device, wanted.precision)

@@ -1,4 +1,4 @@
-"""Any tree of class folders as a stream."""
+"""Your own images as a stream: class folders, or a data set in another format."""
 
 # it has one protocol more than its base class, and `domains` is a field of it
 # mypy: disable-error-code="assignment, misc"
@@ -7,26 +7,39 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clsim.data.domains import DomainScenario, domain_benchmark
+from clsim.data.raw import Wanted
 from clsim.data.streams import Benchmark, ClassScenario, DataAccess, class_incremental
 from clsim.errors import RequestError
 
 
 @dataclass(kw_only=True)
 class Folder(DomainScenario):
-    """Your own images: --data-dir TREE with TREE/train/CLASS/*.png and TREE/test/CLASS/*.png.
+    """Your own images: --data-dir DATA, a folder of class folders or a data set in one of these formats.
 
-    The splits have any usual name (Train, training, val, validation, testing, ...). A tree without them,
-    TREE/CLASS/*.png, is split 80/20 by a hash of each file's path in TREE. With protocol=domain, pair or targets, there
-    is a level of domain folders above the classes: TREE/DOMAIN/CLASS/*.png, TREE/train/DOMAIN/CLASS/*.png, or
-    TREE/DOMAIN/train/CLASS/*.png; protocol=class and task read such a tree, too.
+    class folders: TREE/train/CLASS/*.png and TREE/test/CLASS/*.png. The splits have any usual name (Train, training,
+        val, validation, testing, ...). With protocol=domain, pair or targets, there is a level of domain folders above
+        the classes: TREE/DOMAIN/CLASS/*.png, TREE/train/DOMAIN/CLASS/*.png, or TREE/DOMAIN/train/CLASS/*.png;
+        protocol=class and task read such a tree, too.
+    Parquet: *.parquet, named after splits (train-00000-of-00002.parquet) or in folders of splits.
+    save_to_disk: a folder that Hugging Face's datasets wrote (Arrow), or an .arrow file.
+    torchvision: its downloads of CIFAR-10 and CIFAR-100, MNIST, FashionMNIST and KMNIST (idx, .gz or not), and SVHN.
+    CSV, TSV, JSON lines: a list with columns of paths, relative to the file, and of labels; also of domains and splits.
+    WebDataset: .tar shards with 000000.jpg and 000000.cls or .json; train-*.tar and test-*.tar.
+    npz: arrays x_train, y_train, x_test, y_test, or train_images, train_labels, ...
+
+    Columns and arrays with other names are named by image, label and domain. Images without splits are split 80/20 by a
+    hash of each file's path, or of each image's name.
     """
 
     classes_per_experience: int = 10  # new classes in each experience (class and task); must divide their number
     protocol: Literal["class", "domain", "task", "pair", "targets"] = "class"  # classes, domains, or adaptation
-    domains: tuple[str, ...] = ()  # domain folders in order of arrival; none: all, sorted by name
+    domains: tuple[str, ...] = ()  # domains in order of arrival; none: all, sorted by name
     domain_folders: bool | None = None  # whether domain folders are above the classes (class, task); none: look
     test_split: str = ""  # the split that is for testing, e.g. val; empty: test, or else val
-    exclude: tuple[str, ...] = ()  # class folders to leave out, e.g. BACKGROUND_Google
+    exclude: tuple[str, ...] = ()  # classes to leave out, e.g. BACKGROUND_Google
+    image: str = ""  # the column, or array, of images; empty: the usual names
+    label: str = ""  # the column, or array, of labels; empty: the usual names
+    domain: str = ""  # the column, or array, of domains; empty: the usual names
     flip: bool = True  # whether a mirrored image keeps its class; false for digits and letters
 
     def __post_init__(self) -> None:
@@ -44,6 +57,8 @@ class Folder(DomainScenario):
             raise RequestError(f"protocol={self.protocol} always has domain folders; leave domain_folders out")
         if self.protocol == "targets" and self.test_split:
             raise RequestError("protocol=targets tests on training images of the targets; leave test_split out")
+        if self.domain and self.domain_folders is False:
+            raise RequestError("domain names a column of domains, and domain_folders=false leaves domains out")
         if self.pairs == "all" and not self.domains:
             raise RequestError("pairs=all needs the names of the domain folders: scenario.domains=A,B,C")
         if self.protocol in ("pair", "targets") and self.pairs == "one" and not (self.source or self.sources):
@@ -52,10 +67,12 @@ class Folder(DomainScenario):
             raise RequestError("protocol=pair needs a domain without labels: scenario.target=DOMAIN")
 
     def build(self, data: DataAccess) -> Benchmark:
-        """The tree's classes, or its domains, as experiences."""
+        """The classes, or the domains, as experiences."""
         domain_folders = self.domain_folders if self.protocol in ("class", "task") else True
-        sources = data.class_folders(self.domains, domain_folders, self.test_split, self.exclude)
-        train, test = (data.table(source, self.on_bad_image) for source in sources)
+        wanted = Wanted(
+            self.image, self.label, self.domain, self.domains, domain_folders, self.test_split, self.exclude
+        )
+        train, test = (data.table(source, self.on_bad_image) for source in data.images(wanted))
         if self.protocol == "task":
             return class_incremental(self, train, test, self.classes_per_experience, "task", self.flip)
         return domain_benchmark(self, train, test, self.flip, self.classes_per_experience)

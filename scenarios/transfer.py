@@ -1,6 +1,7 @@
 """Transfer: one experience with few images, to compare tuners (VTAB-1k, Zhai et al. 2019, arXiv:1910.04867)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -8,11 +9,12 @@ from numpy.typing import NDArray
 
 from clsim.data.glyph_tables import glyph_table
 from clsim.data.protocols import BaseToNew
+from clsim.data.raw import Wanted
 from clsim.data.readers import Hub, Source
 from clsim.data.sources import train_and_test
 from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, few_shot, first_of_each_class
 from clsim.data.table import ImageTable
-from clsim.errors import RequestError
+from clsim.errors import RequestError, unknown
 from clsim.scenarios.five_datasets import SETS
 from clsim.scenarios.split_cifar100 import HUB as CIFAR100
 from clsim.scenarios.split_digits import digits
@@ -36,6 +38,7 @@ TABLES = {
     "pacs": Files("image", "label", Hub("flwrlabs/pacs", "main"), splits=False),
 }
 GLYPHS = {"train": 50, "test": 20}  # drawn pictures per class
+NAMED = ("digits", "glyphs", *TABLES)
 UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is a different one, or none
 
 
@@ -48,26 +51,38 @@ class Transfer(Scenario):
     images are balanced: the numbers of images per class differ by at most one, if there are enough images. The 80 %
     and the 20 % are balanced, too.
 
+    The table is one of the names above, or the path of a data set of any format that the scenario `folder` reads,
+    relative to --data-dir or to the current directory.
+
     For few-shot learning use `shots` in place of `train`. base_to_new=true is CoCoOp's protocol (Zhou et al. 2022,
     arXiv:2203.05557): the first half of the classes is learned, and each half is tested among its own classes.
     """
 
-    table: Literal[
-        "digits", "glyphs", "cifar100", "cifar10", "mnist", "notmnist", "svhn", "fashion_mnist", "usps", "pacs"
-    ] = "digits"  # the images; digits come with scikit-learn, and glyphs are drawn
+    table: str = (
+        "digits"  # digits, glyphs, cifar100, cifar10, mnist, notmnist, svhn, fashion_mnist, usps, pacs, or PATH
+    )
     train: int | None = 1000  # training images; none: all
     split: Literal["final", "tune"] = "final"  # tune: a fifth of the training images are the test images
     shots: int | None = None  # training images of each class, drawn by order_seed, in place of `train`
     base_to_new: bool = False  # train on the first half of the classes; test each half among its own classes
+    image: str = ""  # of a path: the column, or array, of images; empty: the usual names
+    label: str = ""  # of a path: the column, or array, of labels; empty: the usual names
+    test_split: str = ""  # of a path: the split for testing; empty: test, or else val
+    exclude: tuple[str, ...] = ()  # of a path: classes to leave out
+    flip: bool | None = None  # whether a mirrored image keeps its class; none: yes, but for named digits and letters
 
     def __post_init__(self) -> None:
         if self.split == "tune" and (self.shots is not None or self.base_to_new):
             raise RequestError("split=tune is for train=N, without shots and base_to_new")
+        given = [name for name in ("image", "label", "test_split", "exclude") if getattr(self, name)]
+        if given and self.table in NAMED:
+            raise RequestError(f"{given[0]} is for a table that is a path, not for table={self.table}")
 
     def build(self, data: DataAccess) -> Benchmark:
         """One training and one test experience with all classes of the table; base_to_new: one test for each half."""
         train = self._table(data, "train")
-        rows = self._dealt(train) if self.shots is None else self._shots(train)
+        rows = first_of_each_class(train, np.arange(len(train)), self.train_per_class)
+        rows = self._dealt(train, rows) if self.shots is None else few_shot(train, rows, self.shots, self.order_seed)
         if self.split == "tune":
             test, cut = train, len(rows) - round(TUNE_SHARE * len(rows))
             rows, testing = rows[:cut], rows[cut:]
@@ -81,7 +96,7 @@ class Transfer(Scenario):
             )
         if train.class_names != test.class_names or len(testing) == 0:
             raise RequestError(f"the training and the test images of {self.table} do not fit together")
-        flip = self.table not in UNMIRRORED
+        flip = self.table not in UNMIRRORED if self.flip is None else self.flip
         if not self.base_to_new:
             learned, tested = (_among(0, *which, classes, self.table) for which in ((train, rows), (test, testing)))
             return Benchmark((learned,), (tested,), "class", flip)
@@ -90,15 +105,11 @@ class Transfer(Scenario):
         return Benchmark((learned,), (base, _among(1, test, testing, classes[half:], "new")), BaseToNew(), flip)
 
     def variant(self) -> str:
-        return "-".join([self.table, *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])
+        name = self.table if self.table in NAMED else Path(self.table).resolve().name
+        return "-".join([name, *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])
 
-    def _shots(self, table: ImageTable) -> NDArray[np.int64]:
-        rows = first_of_each_class(table, np.arange(len(table)), self.train_per_class)
-        return few_shot(table, rows, self.shots, self.order_seed)
-
-    def _dealt(self, table: ImageTable) -> NDArray[np.int64]:
+    def _dealt(self, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The training rows, with the classes in turn: the first n rows are balanced for every n."""
-        rows = first_of_each_class(table, np.arange(len(table)), self.train_per_class)
         labels = table.labels[rows]
         # rows are sorted by class: an image's turn is its position within its class
         turn = np.arange(len(rows)) - np.searchsorted(labels, labels)
@@ -115,14 +126,21 @@ class Transfer(Scenario):
             return digits()[0 if split == "train" else 1]
         if self.table == "glyphs":
             return glyph_table(range(100), ["real"], GLYPHS[split], test=split == "test")
+        if self.table not in NAMED:
+            return data.table(self._at_path(data)[split == "test"], self.on_bad_image)
         files = TABLES[self.table]
+        source = data.parquet(self.table, split if files.splits else "train", files.image, files.label, hub=files.hub)
+        if not files.splits:
+            source = train_and_test(source)[split == "test"]
+        return data.table(source, self.on_bad_image)
 
-        def read(name: str) -> Source:
-            return data.parquet(self.table, name, files.image, files.label, hub=files.hub)
-
-        if files.splits:
-            return data.table(read(split), self.on_bad_image)
-        return data.table(train_and_test(read("train"))[split == "test"], self.on_bad_image)
+    def _at_path(self, data: DataAccess) -> list[Source]:
+        """Training and test images of a table that is a path, without domains."""
+        path = Path(self.table).expanduser()
+        if not any(place.exists() for place in (path, (data.data_dir or path) / path)):
+            raise RequestError(f"{unknown('table', self.table, NAMED)}; and there is no such file or folder")
+        wanted = Wanted(self.image, self.label, test_split=self.test_split, exclude=self.exclude)
+        return [replace(source, domains=None, domain_names=()) for source in data.images(wanted, path)]
 
 
 def _among(index: int, table: ImageTable, rows: NDArray[np.int64], classes: tuple[int, ...], name: str) -> Experience:

@@ -32,7 +32,7 @@ FLOORS = [
     {"data"},
     {"hardware", "checksums", "rundir", "checked"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
-    {"errors", "sealed", "version", "openmp"},
+    {"errors", "sealed", "version", "openmp", "terminal"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -370,6 +370,16 @@ def test_files_that_are_no_parquet_are_named(tmp_path):
         read(tmp_path)
 
 
+def test_a_damaged_name_of_a_column_is_named_by_its_file(tmp_path):
+    file = write(tmp_path / "set" / "train.parquet")
+    for name in (b"label", b"bytes"):
+        good = file.read_bytes()
+        file.write_bytes(good.replace(name, b"\xf7" + name[1:]))
+        with pytest.raises(RequestError, match="train.parquet cannot be read as Parquet; it is truncated, damaged"):
+            read(tmp_path)
+        file.write_bytes(good)
+
+
 def test_damage_inside_of_a_file_is_found_and_named(tmp_path):
     file = tmp_path / "set" / "train.parquet"
     write(file, [0] * 500, [{"bytes": bytes(range(256)), "path": None}] * 500)

@@ -1,7 +1,6 @@
 """The scenario plug-ins: on small files of the right schema anywhere, on real images where they are."""
 
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -75,6 +74,17 @@ def test_split_digits_in_a_base_of_six_and_pilots_order(cache_dir):
     assert every_row_once(benchmark.train_stream) and every_row_once(benchmark.test_stream)
     with pytest.raises(RequestError, match=r"divide the 5 classes that base_classes=5 leaves evenly; one of 1, 5 does"):
         SplitDigits(base_classes=5).build(access(None, cache_dir))
+
+
+def test_the_last_experience_is_smaller_where_this_is_asked_for(cache_dir):
+    for fields, sizes in (({"classes_per_experience": 4}, [4, 4, 2]), ({"base_classes": 5}, [5, 2, 2, 1])):
+        with pytest.raises(RequestError, match="or scenario.uneven=true makes the last experience smaller"):
+            SplitDigits(**fields).build(access(None, cache_dir))
+        benchmark = SplitDigits(uneven=True, **fields).build(access(None, cache_dir))
+        assert [len(e.classes) for e in benchmark.train_stream] == sizes
+        assert every_row_once(benchmark.train_stream) and every_row_once(benchmark.test_stream)
+    with pytest.raises(RequestError, match="classes_per_experience=0 does not divide 10 classes evenly; .* does$"):
+        SplitDigits(uneven=True, classes_per_experience=0).build(access(None, cache_dir))
 
 
 def test_split_glyphs_in_a_base_of_fifty(cache_dir):
@@ -213,7 +223,7 @@ def test_folder_with_splits(tmp_path, encode):
         Folder().build(data)
     uneven = Folder(base_classes=3, classes_per_experience=1, protocol="task", order_seed=-1).build(data)
     assert [experience.classes for experience in uneven.train_stream] == [(0, 1, 2), (3,)]
-    for field in ({"base_classes": 2}, {"order": "pilot1993"}):
+    for field in ({"base_classes": 2}, {"order": "pilot1993"}, {"uneven": True}):
         with pytest.raises(RequestError, match=f"{next(iter(field))} is for streams .* protocol=domain has none"):
             Folder(protocol="domain", **field)
 
@@ -319,7 +329,8 @@ def test_transfer_with_classes_of_different_size(tmp_path, write_parquet):
 
 
 def test_transfer_has_every_table_in_its_field():
-    assert set(get_args(get_type_hints(Transfer)["table"])) == {"digits", "glyphs", *TABLES}
+    described = {field.name: field for field in plugins.describe("scenarios", "transfer").fields}
+    assert set(described["table"].meaning.replace(",", "").split()) - {"or", "PATH"} == {"digits", "glyphs", *TABLES}
 
 
 def test_transfer_cuts_a_table_without_splits(tmp_path, write_parquet):

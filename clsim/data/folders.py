@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clsim.data.sources import Source, alike, fingerprint_files, held_out, pick, twins
+from clsim.data.sources import Source, alike, cut, fingerprint_files, pick, shown, twins
 from clsim.data.wordnet import readable
 from clsim.errors import RequestError, unknown
 
@@ -42,17 +42,12 @@ class LeftOut(defaultdict[str, list[str]]):
 def clean_name(path: Path) -> str:
     """A path's last part in NFC: macOS stores names as NFD. Raises RequestError if it is not UTF-8."""
     try:
-        path.name.encode()
-    except UnicodeEncodeError as error:
+        name = os.fsencode(path.name).decode()  # also where the locale is not UTF-8
+    except UnicodeDecodeError as error:
         raise RequestError(
-            f"the name {os.fsencode(path.name)!r} in {_shown(path.parent)} is not UTF-8; rename it"
+            f"the name {os.fsencode(path.name)!r} in {shown(path.parent)} is not UTF-8; rename it"
         ) from error
-    return unicodedata.normalize("NFC", path.name)
-
-
-def _shown(path: Path) -> str:
-    """A path that can be printed: bytes that are not UTF-8 are written as \\xe9."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    return unicodedata.normalize("NFC", name)
 
 
 def is_litter(name: str) -> bool:
@@ -77,7 +72,7 @@ def _files(folder: Path, tree: Path, left_out: LeftOut, above: tuple[Path, ...] 
     suffixes = image_suffixes()
     above = (*above, folder.resolve())
     for path in sorted(folder.iterdir()):
-        name = _shown(path)
+        name = shown(path)
         try:
             mode = path.stat().st_mode
         except OSError:  # also a link that leads back to itself
@@ -95,7 +90,7 @@ def _files(folder: Path, tree: Path, left_out: LeftOut, above: tuple[Path, ...] 
         elif not stat.S_ISREG(mode):
             left_out["neither files nor folders"].append(name)
         elif path.suffix.lower() not in suffixes:
-            left_out[f"not read as images ({_shown(Path(path.suffix.lower() or 'without a suffix'))})"].append(name)
+            left_out[f"not read as images ({shown(Path(path.suffix.lower() or 'without a suffix'))})"].append(name)
         else:
             yield path
 
@@ -108,34 +103,32 @@ def _class_folders(tops: Sequence[Top], tree: Path, exclude: Sequence[str], left
     every: dict[Path, str] = {}
     for top in tops:
         if not top.path.is_dir():
-            raise RequestError(f"no folder {_shown(top.path)}")
+            raise RequestError(f"no folder {shown(top.path)}")
         for path in subfolders(top.path):
             if not path.resolve().is_relative_to(tree):
-                left_out["links out of the tree"].append(_shown(path))
+                left_out["links out of the tree"].append(shown(path))
             elif path.resolve() == tree or path.resolve() in tree.parents or path.resolve() == top.path.resolve():
-                left_out["links to a folder that they are in"].append(_shown(path))
+                left_out["links to a folder that they are in"].append(shown(path))
             else:
                 every[path] = clean_name(path)
         for path in sorted(top.path.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_litter(path.name):
-                left_out["images in no class folder"].append(_shown(path))
+                left_out["images in no class folder"].append(shown(path))
     unwanted = {alike(name) for name in exclude}
     for path, name in list(every.items()):
         if name in exclude or (alike(name) in unwanted and not set(exclude) & set(every.values())):
-            left_out["excluded classes"].append(_shown(path))
+            left_out["excluded classes"].append(shown(path))
             del every[path]
     for path, name in every.items():
         if split_kind(name):
-            raise RequestError(f"{_shown(path)}: {name!r} is the name of a split, and not of a class")
+            raise RequestError(f"{shown(path)}: {name!r} is the name of a split, and not of a class")
         if len(find_splits(path)) > 1:
-            raise RequestError(
-                f"{_shown(path)} has folders of splits in it; a class folder must be in a split's folder"
-            )
+            raise RequestError(f"{shown(path)} has folders of splits in it; a class folder must be in a split's folder")
     same = twins(sorted(set(every.values())))
     if same:
         raise RequestError(
             f"the class names {same[0][0]!r} and {same[0][1]!r} differ only by case, or by '_' and a blank, in "
-            f"{_shown(tree)}; rename one of the folders, or exclude a class with scenario.exclude"
+            f"{shown(tree)}; rename one of the folders, or exclude a class with scenario.exclude"
         )
     return every
 
@@ -185,17 +178,15 @@ def read_folder(
 
 
 def _name(path: Path, root: Path) -> str:
-    clean_name(path)  # refuses what is not UTF-8
-    for folder in path.relative_to(root).parents:
-        clean_name(root / folder)
-    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+    folders = [root / folder for folder in path.relative_to(root).parents][-2::-1]
+    return "/".join(map(clean_name, (*folders, path)))
 
 
 def _nothing(root: Path, left_out: LeftOut, with_domains: bool) -> RequestError:
     """The error for a tree without images, with what was left out."""
     reasons = "; ".join(f"{len(names)} {why}, e.g. {names[0]}" for why, names in left_out.items())
     suffixes = ", ".join(sorted(image_suffixes()))
-    where = f"in class folders ({suffixes}) below {_shown(root)}"
+    where = f"in class folders ({suffixes}) below {shown(root)}"
     if with_domains:
         where += ", which is read as DOMAIN/CLASS/*.png"
     return RequestError(f"no images {where}" + f"; left out: {reasons}" * bool(reasons))
@@ -216,7 +207,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
         kind = split_kind(path.name)
         if kind in found:
             raise RequestError(
-                f"{_shown(folder)} has {found[kind].name!r} and {path.name!r}, which are names of one split; rename one"
+                f"{shown(folder)} has {found[kind].name!r} and {path.name!r}, which are names of one split; rename one"
             )
         if kind:
             found[kind] = path
@@ -231,12 +222,12 @@ def choose_splits(folder: Path, test_split: str) -> tuple[Path, Path] | None:
     found = find_splits(folder)
     if not found:
         if test_split:
-            raise RequestError(f"test_split={test_split}: {_shown(folder)} has no folders of splits (train, test)")
+            raise RequestError(f"test_split={test_split}: {shown(folder)} has no folders of splits (train, test)")
         return None
     if "train" not in found or len(found) == 1:
         only = next(iter(found.values())).name
         wanted = "both 'train' and 'test'" if len(found) == 1 else "'train', too"
-        raise RequestError(f"{_shown(folder)} has a folder {only!r}, but needs {wanted}")
+        raise RequestError(f"{shown(folder)} has a folder {only!r}, but needs {wanted}")
     if not test_split:
         return found["train"], found.get("test") or found["val"]
     kind = split_kind(test_split)
@@ -261,13 +252,24 @@ def has_domain_folders(folder: Path) -> bool:
     return len(shared) >= 2 and 2 * len(shared) >= len(set.union(*inner))
 
 
+def has_class_folders(folder: Path) -> bool:
+    """Whether at least two folders, other than of splits, have images: in the folder, or in its folders of splits."""
+    tops = [path for path in subfolders(folder) if split_kind(path.name)] or [folder]
+    return any(sum(map(_has_images, subfolders(top))) >= 2 for top in tops)
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there is an image in a folder or below it."""
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names)
+
+
 def _domain_folders(folder: Path, domains: Sequence[str]) -> list[Top]:
     """The domain folders that are named, or all, sorted by name."""
     there = {clean_name(path): path for path in subfolders(folder)}
     same = twins(sorted(there))
     if same:
         raise RequestError(
-            f"the domains {same[0][0]!r} and {same[0][1]!r} in {_shown(folder)} differ only by case, or "
+            f"the domains {same[0][0]!r} and {same[0][1]!r} in {shown(folder)} differ only by case, or "
             "by '_' and a blank; rename one of them"
         )
     names = [pick("domain", name, sorted(there)) for name in domains] or sorted(there)
@@ -307,9 +309,9 @@ def read_tree(
     inner = [choose_splits(top.path, test_split) for top in tops]
     if not any(inner):
         choose_splits(tree, test_split)  # refuses a test_split
-        source = read_folder(tree, tops=tops, exclude=exclude).noted(*notes, HELD_OUT)
-        _check_excluded(exclude, source)
-        return _cut(source)
+        source = read_folder(tree, tops=tops, exclude=exclude).noted(*notes)
+        check_excluded(exclude, source)
+        return cut(source, tree, HELD_OUT)
     chosen = []
     for top, pair in zip(tops, inner, strict=True):
         if pair is None:
@@ -326,12 +328,13 @@ def read_tree(
 
 
 def _unused(folder: Path, splits: tuple[Path, Path]) -> list[str]:
-    return [_shown(path) for path in subfolders(folder) if path not in splits]
+    return [shown(path) for path in subfolders(folder) if path not in splits]
 
 
-def _check_excluded(exclude: Sequence[str], *sources: Source) -> None:
+def check_excluded(exclude: Sequence[str], *sources: Source) -> None:
     """Raises RequestError for a name that no excluded class has."""
-    done = {alike(Path(path).name) for source in sources for path in source.left_out.get("excluded classes", ())}
+    gone = [name for source in sources for name in source.left_out.get("excluded classes", ())]
+    done = {alike(name) for path in gone for name in (path, Path(path).name)}
     for name in exclude:
         if alike(name) not in done:
             raise unknown("class to exclude", name, {each for source in sources for each in source.class_names})
@@ -352,29 +355,7 @@ def _pair(
             f"class {same[0][0]!r} of {splits[0].name!r} is {same[0][1]!r} in {splits[1].name!r}; "
             "rename one of the folders"
         )
-    _check_excluded(exclude, train, test)
+    check_excluded(exclude, train, test)
     if unused:
         train = replace(train, left_out={**train.left_out, "folders next to the splits": tuple(unused)})
     return train.noted(*notes, split=splits[0].name), test.noted(split=splits[1].name)
-
-
-def _cut(source: Source) -> tuple[Source, Source]:
-    """Training and test images of a source without splits.
-
-    Raises RequestError for a class that has only training or only test images; with domains, it is noted.
-    """
-    testing = held_out(source.names)
-    train, test = source.take(~testing).noted(split="train (80 %)"), source.take(testing).noted(split="test (20 %)")
-    counts = zip(source.class_names, train.found.classes.values(), test.found.classes.values(), strict=True)
-    lacking = [(name, training, tests) for name, training, tests in counts if not (training and tests)]
-    if not lacking:
-        return train, test
-    name, training, tests = lacking[0]
-    more = f" (and {len(lacking) - 1} more classes like it)" if len(lacking) > 1 else ""
-    text = (
-        f"class {name!r} has {training + tests} images, and the hash of the files' paths leaves {training} of them for "
-        f"training and {tests} for testing{more}; add images, make folders train/ and test/, or use scenario.exclude"
-    )
-    if not source.domain_names:
-        raise RequestError(text)
-    return train.noted(text), test

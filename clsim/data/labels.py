@@ -1,6 +1,7 @@
-"""Label columns of Parquet files: numbers or text, declared names, and what cannot be a label."""
+"""Labels as files have them, numbers or text, with declared names or without; and what cannot be a label."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from clsim.data.sources import twins
 from clsim.errors import RequestError
 
 Values = NDArray[Any]  # (n,) int64, or text as objects
+WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})(\.0)?")  # 007 is text; pandas writes 7.0 where other rows have no value
 
 
 class Declared(NamedTuple):
@@ -20,6 +22,9 @@ class Declared(NamedTuple):
 
     names: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
+
+
+UNDECLARED = Declared(None)
 
 
 class Labels(NamedTuple):
@@ -47,22 +52,69 @@ def column_values(file: Path, name: str, column: Any) -> Values:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], type=kind)
+    where = f"{file}: column {name!r}"
     if column.null_count:
-        rows = np.flatnonzero(column.is_null().to_numpy())
-        raise RequestError(
-            f"{file}: column {name!r} has no value in {len(rows)} of {len(column)} rows, first in row {rows[0]}"
-        )
+        raise _without_value(where, np.flatnonzero(column.is_null().to_numpy()).tolist(), len(column))
     if pa.types.is_integer(kind):
-        numbers = column.to_numpy()
-        if len(numbers) and int(numbers.max()) > np.iinfo(np.int64).max:
-            raise RequestError(f"{file}: column {name!r} has a number that is too large for a label: {numbers.max()}")
-        return np.asarray(numbers.astype(np.int64))
+        return array_values(where, column.to_numpy())
     if not is_text(kind):
-        raise RequestError(f"{file}: column {name!r} has labels of type {kind}; labels are whole numbers or text")
+        raise RequestError(f"{where} has labels of type {kind}; labels are whole numbers or text")
     try:
-        return np.array([unicodedata.normalize("NFC", text) for text in column.to_pylist()], dtype=object)
+        return as_text(column.to_pylist())
     except UnicodeDecodeError as error:
-        raise RequestError(f"{file}: column {name!r} has text that is not UTF-8") from error
+        raise RequestError(f"{where} has text that is not UTF-8") from error
+
+
+def as_text(values: Sequence[str]) -> Values:
+    """Text as an array, in NFC."""
+    return np.array([unicodedata.normalize("NFC", value) for value in values], dtype=object)
+
+
+def array_values(where: str, array: NDArray[Any]) -> Values:
+    """An array of whole numbers or text, (n,) or (n,1). Raises RequestError, which begins with `where`, for others."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise RequestError(f"{where} has the shape {array.shape}; labels are one number or one text for each image")
+    if array.dtype.kind in "US":
+        return listed_values(where, array.tolist())
+    if array.dtype.kind not in "iu":
+        raise RequestError(f"{where} has labels of type {array.dtype}; labels are whole numbers or text")
+    if len(array) and int(array.max()) > np.iinfo(np.int64).max:
+        raise RequestError(f"{where} has a number that is too large for a label: {array.max()}")
+    return np.asarray(array.astype(np.int64))
+
+
+def listed_values(where: str, values: Sequence[Any], plain: bool = False) -> Values:
+    """A list of whole numbers, or of text. Raises RequestError, which begins with `where`, for others.
+
+    `plain`: the file has only text, so that numbers are text, too; they become numbers if all values are such.
+    """
+    values = [value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in values]
+    missing = [i for i, value in enumerate(values) if value is None or (isinstance(value, str) and not value.strip())]
+    if missing:
+        raise _without_value(where, missing, len(values))
+    if plain and all(WHOLE.fullmatch(value.strip()) for value in values):
+        values = [int(value.strip().removesuffix(".0")) for value in values]
+    kinds = {type(value) for value in values}
+    if kinds == {int}:
+        large = [value for value in values if not -(2**63) <= value < 2**63]
+        if large:
+            raise RequestError(f"{where} has a number that is too large for a label: {str(large[0])[:40]}")
+        return np.array(values, dtype=np.int64)
+    if kinds - {str}:
+        odd = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise RequestError(f"{where} has labels of type {odd}; labels are whole numbers or text, all of one kind")
+    try:
+        for value in values:
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where} has text that is not UTF-8: {error.object!r}") from error
+    return as_text([value.strip() if plain else value for value in values])
+
+
+def _without_value(where: str, rows: Sequence[int], count: int) -> RequestError:
+    return RequestError(f"{where} has no value in {len(rows)} of {count} rows, first in row {rows[0]}")
 
 
 def declared_names(schemas: Sequence[tuple[Path, Any]], column: str) -> Declared:
@@ -89,17 +141,28 @@ def declared_names(schemas: Sequence[tuple[Path, Any]], column: str) -> Declared
                 f"{file}: the huggingface metadata of column {column!r} has names that are no list of text"
             )
         found.setdefault(tuple(about), file)
+    return Declared(_agreed(list(found.items()), f"column {column!r}"), tuple(notes))
+
+
+def agreed(parts: Sequence[tuple[Path, Declared]], what: str) -> Declared:
+    """The names that several splits declare. Raises RequestError if two splits declare other names."""
+    found = {each.names: file for file, each in reversed(parts) if each.names is not None}
+    notes = dict.fromkeys(note for _, each in parts for note in each.notes)
+    return Declared(_agreed(list(found.items())[::-1], what), tuple(notes))
+
+
+def _agreed(found: Sequence[tuple[tuple[str, ...], Path]], what: str) -> tuple[str, ...] | None:
     if len(found) > 1:
-        (first, a), (second, b) = list(found.items())[:2]
+        (first, a), (second, b) = found[:2]
         odd = next((f"{x!r} and {y!r}" for x, y in zip(first, second, strict=False) if x != y), "their number")
-        raise RequestError(f"{b}: column {column!r} declares other class names than {a.name}; they differ in {odd}")
-    return Declared(next(iter(found), None), tuple(notes))
+        raise RequestError(f"{b}: {what} declares other class names than {a.name}; they differ in {odd}")
+    return found[0][0] if found else None
 
 
 def categories(
-    parts: Sequence[tuple[Path, Values]], column: str, declared: Declared, other: Sequence[Values] | None
+    parts: Sequence[tuple[Path, Values]], what: str, declared: Declared, other: Sequence[Values] | None
 ) -> Labels:
-    """The labels of several files -> ids (N,) and names.
+    """The labels of several files -> ids (N,) and names. `what` is their name in messages, e.g. "column 'label'".
 
     Undeclared names are the text, sorted, or the numbers that occur here or in `other`, the labels of another split. If
     `other` is None, numbers from 0 with few gaps have names without gaps. Raises RequestError for labels that do not
@@ -108,12 +171,12 @@ def categories(
     texts = [file for file, values in parts if values.dtype == object]
     numbers = [file for file, values in parts if values.dtype != object]
     if texts and numbers:
-        raise RequestError(f"{texts[0]}: column {column!r} has text, but whole numbers in {numbers[0].name}")
+        raise RequestError(f"{texts[0]}: {what} has text, but whole numbers in {numbers[0].name}")
     values = np.concatenate([values for _, values in parts])
     more = [each for each in other or () if (each.dtype == object) == bool(texts)]
     if texts:
-        return _text(parts, column, values, declared)
-    where = f"{parts[0][0]}: column {column!r}"
+        return _text(parts, what, values, declared)
+    where = f"{parts[0][0]}: {what}"
     lowest, highest = int(values.min()), int(values.max())
     if declared.names is not None:
         names = declared.names
@@ -128,11 +191,11 @@ def categories(
     seen = np.unique(np.concatenate([seen, *(each[each >= 0] for each in more)]))
     names = tuple(map(str, seen.tolist()))
     usual = int(seen[-1]) == len(seen) - 1
-    notes = () if usual else (f"the {len(seen)} classes are the numbers that occur in column {column!r}",)
+    notes = () if usual else (f"the {len(seen)} classes are the numbers that occur in {what}",)
     return Labels(np.searchsorted(seen, values), names, () if usual else names, (*declared.notes, *notes))
 
 
-def _text(parts: Sequence[tuple[Path, Values]], column: str, values: Values, declared: Declared) -> Labels:
+def _text(parts: Sequence[tuple[Path, Values]], what: str, values: Values, declared: Declared) -> Labels:
     """`categories` of text."""
     names = declared.names or tuple(sorted(set(values.tolist())))
     ids = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
@@ -140,7 +203,7 @@ def _text(parts: Sequence[tuple[Path, Values]], column: str, values: Values, dec
         strange = sorted(set(part.tolist()) - set(ids))
         if strange:
             raise RequestError(
-                f"{file}: column {column!r}: label {strange[0]!r} is not among the declared names: {', '.join(names)}"
+                f"{file}: {what}: label {strange[0]!r} is not among the declared names: {', '.join(names)}"
             )
     found = np.array([ids[value] for value in values.tolist()], dtype=np.int64)
     return Labels(found, names, (), (*declared.notes, *_alike(names)))

@@ -3,7 +3,6 @@
 A reader finds encoded images and their labels; `ImageTable.decode` decodes them.
 """
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clsim.data.labels import Labels, Values, categories, column_values, declared_names, is_text
-from clsim.data.sources import Found, Source, fingerprint_files, held_out
+from clsim.data.columns import Columns, find_columns, typed_columns
+from clsim.data.labels import UNDECLARED, Values, categories, column_values, declared_names, is_text
+from clsim.data.raw import Raw, Wanted
+from clsim.data.shards import SHARD, check_shards
+from clsim.data.sources import Found, Source, held_out, require_file
 from clsim.errors import RequestError
 
 __all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
-
-# what follows the name of a split in that of a file: train-00000-of-00002-0123456789abcdef.parquet, train_1.parquet
-SHARD = re.compile(r"([-_.]?(?P<index>\d+))?(-of-(?P<count>\d+))?(-[0-9a-f]{8,})?\.parquet")
 
 
 class Hub(NamedTuple):
@@ -40,7 +39,8 @@ def parquet_files(data_dir: Path | None, folder: str, split: str, hub: Hub | Non
         if found:
             return found
         if not data_dir.is_dir():
-            raise RequestError(f"no such data directory: {data_dir}")
+            why = f" (it is a file); here it must be a folder with {folder}/" if data_dir.exists() else ""
+            raise RequestError(f"no such data directory: {data_dir}{why}")
     looked = f"no {folder}/{split}*.parquet in {data_dir}" if data_dir is not None else "no --data-dir is given"
     if hub is None:
         raise RequestError(f"{looked}; put the files of {folder!r} there")
@@ -61,37 +61,6 @@ def local_files(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
         return every, []
     check_shards(shards, split)
     return shards, [file for file in every if file not in shards]
-
-
-def check_shards(files: Sequence[Path], split: str) -> None:
-    """Raises RequestError if a file of a split is missing (one of three), or if there are two sets of files."""
-    sets: dict[tuple[str, bool], dict[int, Path]] = {}
-    for file in files:
-        match = SHARD.search(file.name)
-        assert match is not None  # for the Hub's files, the part behind any prefix
-        index, count = match["index"], match["count"]
-        one = sets.setdefault((count or "", index is None), {})
-        same = one.get(int(index or 0))
-        if same is not None or len(sets) > 1:
-            first = same or next(iter(next(iter(sets.values())).values()))
-            raise RequestError(
-                f"{file.parent} has two sets of files of the split {split!r}: {first.name} and {file.name}; keep one"
-            )
-        one[int(index or 0)] = file
-    for (count, _), one in sets.items():
-        first_index = 0 if count and 0 in one else min(one)
-        last = first_index + int(count) - 1 if count else max(one)
-        if count and first_index > 1:
-            first_index, last = 0, int(count) - 1
-        if last > 100_000:
-            continue  # dates, not numbers of files
-        missing = sorted(set(range(first_index, last + 1)) - set(one))
-        if missing:
-            which = f"{missing[0]:05d}-of-{count}" if count else str(missing[0])
-            raise RequestError(
-                f"a file of the split {split!r} is missing in {next(iter(one.values())).parent}: "
-                f"number {which} ({len(one)} of {len(one) + len(missing)} are there)"
-            )
 
 
 def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
@@ -141,27 +110,66 @@ def read_parquet(
     of numbers are not declared, the classes are the numbers that occur, also in the files of `other_split`. Raises
     RequestError that names the file and the column.
     """
+    raw = parquet_split(files, image, label, domain)
+    others = _other_labels(other_split, label) if raw.declared.names is None else None
+    labels = categories(raw.labels, raw.what, raw.declared, others)
+    domains = None
+    if raw.domains is not None:
+        domains = categories(raw.domains, f"column {domain!r}", raw.declared_domains, ())
+    return raw.source(labels, domains)
+
+
+def parquet_split(files: Sequence[Path], image: str, label: str, domain: str | None = None, split: str = "") -> Raw:
+    """The files of one split, see `read_parquet`."""
     columns = [column for column in (image, label, domain) if column is not None]
     shards = [_shard(file, image, columns) for file in files]
     filled = [shard for shard in shards if shard.num_rows]
     if not filled:
         raise RequestError(f"{files[0]} has no rows")
     small = [_small(shard, columns) for shard in filled]
-    labels = _labels(shards, [table[label] for table in small], label, other_split)
-    domains = _labels(shards, [table[domain] for table in small], domain, ()) if domain is not None else None
-    paths = [path for table in small for path in table[image]]
+    schemas = [(shard.file, shard.schema) for shard in shards]
+
+    def of(column: str) -> list[tuple[Path, Values]]:
+        return [(shard.file, values[column]) for shard, values in zip(filled, small, strict=True)]
+
+    paths = [path for values in small for path in values[image]]
     elsewhere = _files_elsewhere(filled, image, paths)
     groups = _RowGroups([shard.file for shard in filled], [shard.data for shard in filled])
-    return Source(
+    return Raw(
+        split=split,
         read=lambda i: elsewhere[i].read_bytes() if i in elsewhere else groups.read(i),
         names=[path or f"row {i} of {files[0].name}" for i, path in enumerate(paths)],
-        labels=labels.ids,
-        class_names=labels.names,
-        fingerprint=fingerprint_files([*files, *elsewhere.values()], image, label, domain or "", *labels.unusual),
-        domains=None if domains is None else domains.ids,
-        domain_names=() if domains is None else domains.names,
-        notes=labels.notes,
+        labels=of(label),
+        what=f"column {label!r}",
+        files=[*files, *elsewhere.values()],
+        settings=(image, label, domain or ""),
+        declared=declared_names(schemas, label),
+        domains=None if domain is None else of(domain),
+        declared_domains=UNDECLARED if domain is None else declared_names(schemas, domain),
     )
+
+
+def parquet_schema(file: Path) -> Any:
+    """The columns of a file, as an Arrow schema. Raises RequestError if it is no Parquet file."""
+    return _opened(file).schema_arrow
+
+
+def schema_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
+    """The columns to read of a Parquet or Arrow file; see `find_columns`."""
+    images = typed_columns(schema.metadata, "Image")
+    images = images or [each.name for each in schema if _is_bytes(each.type) or _has_bytes(each.type)]
+    return find_columns(file, schema.names, wanted, images, typed_columns(schema.metadata, "ClassLabel"))
+
+
+def _has_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and any(part.name == "bytes" and _is_bytes(part.type) for part in kind)
+
+
+def columns_of(files: Sequence[Path], column: str) -> Values:
+    """The values of a column in all files."""
+    return np.concatenate([column_values(file, column, _columns(file, [column])[column]) for file in files])
 
 
 def _opened(file: Path, **options: Any) -> Any:
@@ -169,14 +177,22 @@ def _opened(file: Path, **options: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not file.is_file():
-        raise RequestError(f"{file} is not a file")
-    if file.stat().st_size == 0:
-        raise RequestError(f"{file} is empty: it has no bytes")
+    require_file(file)
     try:
-        return pq.ParquetFile(file, **options)
-    except (pa.ArrowException, OSError) as error:
+        opened = pq.ParquetFile(file, **options)
+        require_names(opened.schema_arrow)
+        return opened
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from error
+
+
+def require_names(schema: Any) -> None:
+    """Raises UnicodeDecodeError if the name of a column, or of its part, is damaged."""
+    import pyarrow as pa
+
+    for column in schema:
+        for part in (column, *(column.type if pa.types.is_struct(column.type) else ())):
+            str(part.name)
 
 
 def _unreadable(file: Path, error: Exception, column: str = "") -> RequestError:
@@ -187,8 +203,6 @@ def _unreadable(file: Path, error: Exception, column: str = "") -> RequestError:
 
 def _shard(file: Path, image: str, columns: Sequence[str]) -> _Shard:
     """A file with its columns. Raises RequestError if one is missing, or if it has no images."""
-    import pyarrow as pa
-
     opened = _opened(file)
     schema, num_rows = opened.schema_arrow, opened.metadata.num_rows
     if num_rows == 0:
@@ -196,6 +210,16 @@ def _shard(file: Path, image: str, columns: Sequence[str]) -> _Shard:
     for column in columns:
         if column not in schema.names:
             raise RequestError(f"{file} has no column {column!r}; it has: {', '.join(schema.names)}")
+    return _Shard(file, num_rows, schema, *image_parts(file, schema, image))
+
+
+def image_parts(file: Path, schema: Any, image: str) -> tuple[str, str]:
+    """Names of the parts of an image column that have bytes and paths, empty if there is none of the kind.
+
+    Raises RequestError if there are neither.
+    """
+    import pyarrow as pa
+
     kind = schema.field(image).type
     parts = {f"{image}.{part.name}": part.type for part in kind} if pa.types.is_struct(kind) else {image: kind}
     data = [name for name, part in parts.items() if _is_bytes(part) and name in (image, f"{image}.bytes")]
@@ -205,7 +229,7 @@ def _shard(file: Path, image: str, columns: Sequence[str]) -> _Shard:
             f"{file}: column {image!r} has no images: it is {kind}, and neither bytes, nor paths, nor a "
             "struct with bytes or path"
         )
-    return _Shard(file, num_rows, schema, "".join(data), "".join(paths))
+    return "".join(data), "".join(paths)
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -241,45 +265,52 @@ def _small(shard: _Shard, columns: Sequence[str]) -> dict[str, Any]:
     if shard.paths:
         chunks = table[image].chunks
         chunks = [chunk.field("path") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
-        values[image] = [path or "" for chunk in chunks for path in chunk.to_pylist()]
+        try:
+            values[image] = [path or "" for chunk in chunks for path in chunk.to_pylist()]
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{shard.file}: column {image!r} has paths that are not UTF-8") from error
     return values
 
 
-def _labels(
-    shards: Sequence[_Shard], values: Sequence[Values], column: str, other_split: Sequence[Path] | None
-) -> Labels:
-    """The labels of all files, of which `values` has those with rows; see `categories`."""
-    filled = [shard.file for shard in shards if shard.num_rows]
-    declared = declared_names([(shard.file, shard.schema) for shard in shards], column)
-    other: list[Values] | None = None if other_split is None else []
-    for file in other_split or () if declared.names is None else ():
-        if column in _opened(file).schema_arrow.names:
-            other = [*(other or []), column_values(file, column, _columns(file, [column])[column])]
-    return categories(list(zip(filled, values, strict=True)), column, declared, other)
+def _other_labels(files: Sequence[Path] | None, column: str) -> list[Values] | None:
+    """The labels of another split."""
+    if files is None:
+        return None
+    return [
+        column_values(file, column, _columns(file, [column])[column])
+        for file in files
+        if column in _opened(file).schema_arrow.names
+    ]
 
 
 def _files_elsewhere(shards: Sequence[_Shard], image: str, paths: Sequence[str]) -> dict[int, Path]:
-    """Row -> the image's file, for rows that have a path and no bytes. Raises RequestError if there is no such file."""
+    """Row -> the image's file, for rows that have a path and no bytes, of all shards."""
     found: dict[int, Path] = {}
     start = 0
     for shard in shards:
-        missing = _without_bytes(shard)
-        for row in missing:
-            path = paths[start + row]
-            if not path:
-                raise RequestError(
-                    f"{shard.file}: column {image!r} has no image in {len(missing)} of {shard.num_rows} "
-                    f"rows, first in row {row}"
-                )
-            places = [folder / path for folder in (shard.file.parent, shard.file.parent.parent)]
-            there = [place for place in places if place.is_file()]
-            if not there:
-                raise RequestError(
-                    f"{shard.file}: column {image!r} has the path {path!r} in row {row}, and no bytes; "
-                    f"this file is neither in {places[0].parent} nor in {places[1].parent}"
-                )
-            found[start + row] = there[0]
+        own = images_elsewhere(shard.file, image, _without_bytes(shard), paths[start : start + shard.num_rows])
+        found |= {start + row: path for row, path in own.items()}
         start += shard.num_rows
+    return found
+
+
+def images_elsewhere(file: Path, image: str, missing: Sequence[int], paths: Sequence[str]) -> dict[int, Path]:
+    """Row -> the image's file, for the rows that have no bytes. Raises RequestError if there is no such file."""
+    found: dict[int, Path] = {}
+    for row in missing:
+        path = paths[row]
+        if not path:
+            raise RequestError(
+                f"{file}: column {image!r} has no image in {len(missing)} of {len(paths)} rows, first in row {row}"
+            )
+        places = [folder / path for folder in (file.parent, file.parent.parent)]
+        there = [place for place in places if place.is_file()]
+        if not there:
+            raise RequestError(
+                f"{file}: column {image!r} has the path {path!r} in row {row}, and no bytes; "
+                f"this file is neither in {places[0].parent} nor in {places[1].parent}"
+            )
+        found[row] = there[0]
     return found
 
 

@@ -1,6 +1,8 @@
 """Sources: encoded images with labels, as a reader found them, and what it left out."""
 
 import hashlib
+import os
+import stat
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,6 +132,26 @@ def pick(kind: str, name: str, known: Sequence[str]) -> str:
     raise unknown(kind, name, known)
 
 
+def shown(path: Path) -> str:
+    """A path that can be printed: bytes that are not UTF-8 are written as \\xe9."""
+    try:
+        return os.fsencode(path).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # halves of characters, as JSON can have them
+        return ascii(str(path))
+
+
+def require_file(file: Path) -> None:
+    """Raises RequestError for what cannot be read as a file: opening a named pipe would wait for ever."""
+    try:
+        about = file.stat()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"no such file: {shown(file)}") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise RequestError(f"{shown(file)} is not a file")
+    if about.st_size == 0:
+        raise RequestError(f"{shown(file)} is empty: it has no bytes")
+
+
 def fingerprint_files(files: Sequence[Path], *more: str) -> str:
     """A hash of the files' contents, in order, and of all settings that change what is read from them."""
     digest = hashlib.blake2b("/".join(more).encode(), digest_size=16)
@@ -139,15 +161,40 @@ def fingerprint_files(files: Sequence[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
-def train_and_test(source: Source) -> tuple[Source, Source]:
-    """Training and test images of a source without own splits: a fixed fifth is for testing, by a hash of its names."""
+def train_and_test(
+    source: Source, note: str = "a fifth of the images is for testing, by a hash of each image's name"
+) -> tuple[Source, Source]:
+    """Training and test images of a source without splits: a fixed fifth is for testing, by a hash of its names."""
+    source = source.noted(note)
     testing = held_out(source.names)
-    train = source.take(~testing).noted("a fifth of the one split is for testing, by a hash of each name")
-    return train.noted(split=f"{source.split or 'all'}, 80 %"), source.take(testing).noted(split="the other 20 %")
+    return source.take(~testing).noted(split="train (80 %)"), source.take(testing).noted(split="test (20 %)")
 
 
 def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
     """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
     limit = int(share * 2**32)
-    hashes = (hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names)
+    hashes = (hashlib.blake2b(name.encode(errors="backslashreplace"), digest_size=4).digest() for name in names)
     return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
+
+
+def cut(source: Source, where: Path, note: str) -> tuple[Source, Source]:
+    """Training and test images of a source without splits; `note` says so, and by what its names are hashed.
+
+    Raises RequestError for a class that has only training or only test images; with domains, it is noted.
+    """
+    train, test = train_and_test(source, note)
+    per_class = (np.bincount(part.labels, minlength=len(source.class_names)).tolist() for part in (train, test))
+    counts = zip(source.class_names, *per_class, strict=True)
+    lacking = [(name, training, tests) for name, training, tests in counts if not (training and tests)]
+    if not lacking:
+        return train, test
+    name, training, tests = lacking[0]
+    more = f" (and {len(lacking) - 1} more classes like it)" if len(lacking) > 1 else ""
+    text = (
+        f"{shown(where)}: class {name!r} has {training + tests} images, and the hash of their paths or names leaves "
+        f"{training} of them for training and {tests} for testing{more}; "
+        "add images, make splits (train, test), or use scenario.exclude"
+    )
+    if not source.domain_names:
+        raise RequestError(text)
+    return train.noted(text), test

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from clsim.data import protocols
 from clsim.data.benchmark import Benchmark, Experience, ExperienceInfo, Info, StreamInfo
-from clsim.data.folders import read_folder, read_tree
+from clsim.data.folders import read_folder
+from clsim.data.formats import read_any, read_named
 from clsim.data.protocols import Protocol
-from clsim.data.readers import Found, Hub, Source, local_files, parquet_files, read_parquet
+from clsim.data.raw import Wanted
+from clsim.data.readers import Found, Hub, Source
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
@@ -54,15 +56,20 @@ class DataAccess:
     def parquet(
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
     ) -> Source:
-        """One split, from `data_dir/folder/split*.parquet` or the Hub's repository."""
-        files, others, counterpart = parquet_files(self.data_dir, folder, split, hub), [], []
-        if self.data_dir is not None and files[0].parent == self.data_dir / folder:
-            others = local_files(self.data_dir / folder, split)[1]
-            # both splits have one list of classes, also if their labels have gaps
-            counterpart = local_files(self.data_dir / folder, "test" if split == "train" else "train")[0]
-        source = read_parquet(files, image, label, domain, counterpart)
-        left_out = {f"not a file of the split {split!r}": tuple(map(str, others))} if others else {}
-        return replace(source, split=split, left_out=left_out)
+        """One split, from `data_dir/folder/split*.parquet`, or torchvision's download, or the Hub's repository."""
+        return read_named(self.data_dir, folder, split, image, label, domain, hub)
+
+    def images(self, wanted: Wanted, path: Path | None = None) -> tuple[Source, Source]:
+        """Training and test images of a file or folder of any known format; see `read_any`. None: the data directory.
+
+        A relative path is looked for in the data directory, and then in the current one.
+        """
+        if path is None:
+            if self.data_dir is None:
+                raise RequestError("no --data-dir is given: it must be a data set, e.g. a folder of class folders")
+            return read_any(self.data_dir, wanted)
+        below = None if self.data_dir is None else self.data_dir / path
+        return read_any(below if below is not None and below.exists() else path, wanted)
 
     def tree(self) -> Path:
         """The data directory as a tree of class folders. Raises RequestError if there is none."""
@@ -75,19 +82,6 @@ class DataAccess:
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:
         """Class folders in the data directory; if domains are named, inside a folder for each domain."""
         return read_folder(self.tree().joinpath(*below), domains, tree=self.tree())
-
-    def class_folders(
-        self,
-        domains: Sequence[str] = (),
-        domain_folders: bool | None = False,
-        test_split: str = "",
-        exclude: Sequence[str] = (),
-    ) -> tuple[Source, Source]:
-        """Training and test images of the data directory; see `read_tree`."""
-        try:
-            return read_tree(self.tree(), domains, domain_folders, test_split, exclude)
-        except OSError as error:
-            raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def table(self, source: Source, on_bad_image: str, one_size: bool = False) -> ImageTable:
         """The source, decoded. `one_size`: small images of several sizes are enlarged to the largest size found."""
@@ -130,6 +124,7 @@ class ClassScenario(Scenario):
     """
 
     base_classes: int | None = None  # classes of the first experience; none: classes_per_experience
+    uneven: bool = False  # whether the last experience may have fewer classes than the others
     order: Literal["random", "pilot1993"] = "random"  # class order: from order_seed, or that of PILOT, iCaRL and DER
 
     def __post_init__(self) -> None:
@@ -145,8 +140,8 @@ class ClassScenario(Scenario):
         return False
 
     def refuse_class_fields(self, reason: str) -> None:
-        """Raises RequestError with `reason` if base_classes or order is set but has no effect."""
-        for name in ("base_classes", "order", "classes_per_experience"):
+        """Raises RequestError with `reason` if one of the fields about new classes is set but has no effect."""
+        for name in ("base_classes", "uneven", "order", "classes_per_experience"):
             default = getattr(type(self), name, None)
             if getattr(self, name, default) != default:
                 raise RequestError(f"{name} is for streams in which new classes arrive; {reason}")
@@ -183,19 +178,21 @@ def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: i
     """The classes of each experience in order of arrival: first `base_classes`, if set, then
     `classes_per_experience` at a time.
 
-    Raises RequestError if the classes do not divide evenly: no class is left out silently.
+    Raises RequestError if the classes do not divide evenly and the last group may not be smaller (`uneven`): no class
+    is left out silently.
     """
-    base, order = None, "random"
+    base, uneven, order = None, False, "random"
     if isinstance(scenario, ClassScenario):
-        base, order = scenario.base_classes, scenario.order
+        base, uneven, order = scenario.base_classes, scenario.uneven, scenario.order
     if base is not None and not 1 <= base <= num_classes:
         raise RequestError(f"base_classes is 1 to {num_classes}, the number of classes, not {base}")
     left = num_classes - (base or 0)
-    if classes_per_experience < 1 or left % classes_per_experience:
+    if classes_per_experience < 1 or (left % classes_per_experience and not uneven):
         divisors = ", ".join(str(d) for d in range(1, left + 1) if left % d == 0)
         which = f"{left} classes" if base is None else f"the {left} classes that base_classes={base} leaves"
         raise RequestError(
             f"classes_per_experience={classes_per_experience} does not divide {which} evenly; one of {divisors} does"
+            + ", or scenario.uneven=true makes the last experience smaller" * (classes_per_experience > 0)
         )
     arriving: list[int] = class_order(num_classes, scenario.order_seed, order).tolist()
     starts = range(num_classes - left, num_classes, classes_per_experience)

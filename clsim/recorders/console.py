@@ -20,6 +20,7 @@ from rich.text import Text
 from clsim.events import Part, State, Step
 from clsim.metrics import accuracy_matrix
 from clsim.recorders.figures import percent
+from clsim.terminal import forgiving
 
 if TYPE_CHECKING:
     from clsim.data.streams import Benchmark
@@ -32,6 +33,7 @@ PAUSE = 0.2  # seconds between two updates of the progress display
 
 def console(stream: TextIO) -> rich.console.Console:
     """A rich console on the stream: control characters only for a terminal, at most WIDTH columns."""
+    forgiving(stream)
     terminal = stream.isatty()
     made = rich.console.Console(file=stream, force_terminal=terminal, highlight=False, markup=False, emoji=False)
     made.width = min(made.width, WIDTH) if terminal else WIDTH
