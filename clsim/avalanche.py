@@ -85,7 +85,9 @@ def from_avalanche(
     Call it in the `build` of a scenario. Items are (image, label, ...). The image is a PIL image or a (1 or 3,H,W)
     tensor, uint8 or float in [0, 1], after the transforms of the "eval" group. Make classic benchmarks with
     ``train_transform=None, eval_transform=None``, because clsim crops, flips and normalises itself. Give them a fixed
-    `seed` or class order; otherwise every process has a different stream.
+    `seed` or class order, or the scenario's ``self.order_seed``; otherwise every process has a different stream. A run
+    applies the scenario's train_per_class and test_per_class to the result, and refuses an order_seed that `build`
+    does not read.
 
     `protocol` is "class", "domain", "task", or a protocol of your own. Without `class_names`, the names of classes are
     their numbers. Where the protocol has no new classes (as in "domain"), each experience is a domain. `flip`: whether

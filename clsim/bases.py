@@ -68,15 +68,20 @@ class PromptPools(Strategy):
     The query is the frozen tower's feature of the clean image. The learner has a `progress`.
     """
 
-    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0: use lr
+    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0, or lr is set: use lr
     mask: Mask = "current"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, "lr_base")
+        if self.lr != type(self).lr and self.lr_base == type(self).lr_base:
+            self.lr_base = 0.0  # so that `--lr 0.1` has the effect that it says
 
     def reads(self) -> set[str]:
         return {"images", "features"}
+
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        return super().unused(info) | ({"lr": f"lr_base={self.lr_base} sets the rate, not lr"} if self.lr_base else {})
 
     @property
     def learning_rate(self) -> float:
@@ -164,6 +169,8 @@ class Adaptation(Strategy):
     trade_off: float = 1.0  # weight of the target's term in the loss
     tune: Literal["head", "all"] = "head"  # what learns: the layers on the frozen tower (head), or the tower, too (all)
 
+    adapts: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bottleneck")
@@ -171,6 +178,9 @@ class Adaptation(Strategy):
 
     def reads(self) -> set[str]:
         return inputs_for(self.tune)
+
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        return super().unused(info) | ({} if info.has_target else {"trade_off": "this stream has no unlabelled target"})
 
     def adapt(self, s: Step, outputs: AdaptingOutputs, target: Tensor, on_target: Tensor) -> Tensor:
         """The target's term in the loss of a batch, a scalar.

@@ -12,7 +12,7 @@ from typing import Any
 from clsim import plugins, rundir
 from clsim.errors import RequestError
 from clsim.listing import size_text
-from clsim.metrics import mean_and_interval
+from clsim.metrics import SINCE_LEARNED, mean_and_interval, test_set_interval
 from clsim.results import Run, load
 
 METRICS = (
@@ -37,6 +37,7 @@ COSTS = (
     "peak_memory_bytes",
 )
 NAMED = 5  # most run directories that a note lists
+BY_TEST_SET = "binomial ± by test set %"  # heading of what more seeds do not make smaller
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,18 @@ class Group:
 
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it is undefined."""
-        found = [run.figures.get(name) for run in self.runs]
+        same = "forgetting" if name == SINCE_LEARNED else name  # runs without it have the same value under that name
+        found = [run.figures.get(name, run.figures.get(same)) for run in self.runs]
         return [float(value) for value in found if isinstance(value, int | float)]
+
+    @property
+    def by_test_set(self) -> float | None:
+        """Half the width of the binomial 95 % interval of the first of `measures`, the mean over runs."""
+        whole = self.measures is METRICS  # else the first column alone: target, or base classes
+        counts = [(run.matrix["correct"][-1], run.matrix["total"]) for run in self.runs if run.matrix["correct"]]
+        found = [test_set_interval(*(pair if whole else (pair[0][:1], pair[1][:1]))) for pair in counts]
+        halves = [half for half in found if half is not None]
+        return sum(halves) / len(halves) if halves else None
 
     def mean(self, name: str) -> float | None:
         """The mean of a metric or a cost over the runs."""
@@ -194,6 +205,8 @@ def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> 
 def _measures(groups: Sequence[Group]) -> list[str]:
     """The metrics to show as columns: those of every group's scenario, and DETECTION if a method detects tasks."""
     names = list(dict.fromkeys(name for each in groups for name in each.measures))
+    if any(SINCE_LEARNED in run.figures for each in groups for run in each.runs):
+        names.insert(names.index("forgetting") + 1, SINCE_LEARNED)
     return [*names, DETECTION] if any(each.values(DETECTION) for each in groups) else names
 
 
@@ -202,6 +215,7 @@ def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
     cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
     for name in names:
         cells[f"{name.replace('_', ' ')} %"] = _percent(each.values(name))
+    cells[BY_TEST_SET] = "-" if each.by_test_set is None else f"{100 * each.by_test_set:.1f}"
     for heading, name, form in (
         ("trainable parameters", "trainable_parameters", "{:,.0f}"),
         ("% of backbone", "trainable_percent", "{:.3g}"),
@@ -265,6 +279,7 @@ def _csv(groups: Sequence[Group]) -> str:
             mean, half = mean_and_interval(values) if values else (None, None)
             row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
             row[f"{name}_interval"] = None if half is None else round(100 * half, 4)
+        row["test_set_interval"] = None if each.by_test_set is None else round(100 * each.by_test_set, 4)
         other = any(run.code_note is not None for run in each.runs)
         rows.append(row | {name: each.mean(name) for name in COSTS} | {"other_code": str(other).lower()})
     text = io.StringIO()

@@ -18,6 +18,8 @@ NOT_EACH_TIME = "not tested after each experience on all that were learned"
 NOT_AHEAD = "experiences are not tested before they are learned"
 NO_BASELINE = "not tested before training"
 
+SINCE_LEARNED = "forgetting_since_learned"  # only where it differs from forgetting
+
 # reasons for a mean over terms that were never measured; if there are no terms, the reason is too few experiences
 REASONS = {
     "average_accuracy": NOT_TESTED,
@@ -61,8 +63,11 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
 
     - average_accuracy A_t: mean of R[t, j] over j <= t
     - average_incremental_accuracy: mean of A_1 to A_t
-    - forgetting: mean over j < t of max over l < t of R[l, j], minus R[t, j] (Chaudhry et al. 2018,
-      arXiv:1801.10112); the maximum ignores cells that were never evaluated
+    - forgetting: mean over j < t of f_j = max over l in {1, ..., t-1} of R[l, j], minus R[t, j] (Chaudhry et al.
+      2018, arXiv:1801.10112). The maximum ignores cells that were never evaluated. As in that definition, l also takes
+      the rows from before j was learned, if j was tested then; the row before any learning, b, is l = 0: never
+    - forgetting_since_learned: the same with l in {j, ..., t-1}, without the rows from before j was learned. It is
+      there only if it differs from forgetting: where an experience was classified better before it was learned
     - backward_transfer: mean over j < t of R[t, j] - R[j, j] (Lopez-Paz and Ranzato 2017, arXiv:1706.08840)
     - forward_transfer: mean over 1 < j <= t of R[j-1, j] - b[j] (the same paper)
     - learning_accuracy: mean over j <= t of R[j, j]
@@ -79,7 +84,7 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
         raise ValueError(f"{learned} rows after training do not fit {len(total)} experiences")
     if not learned:
         return Measures(dict.fromkeys(REASONS), dict.fromkeys(REASONS, "no experience has been learned yet"))
-    notes = dict(REASONS)
+    notes = REASONS | {SINCE_LEARNED: NOT_EACH_TIME}
     if not np.isnan(rows.diagonal(1)[: learned - 1]).any():
         notes["forward_transfer"] = NO_BASELINE
     few = "there is only one experience" if len(total) == 1 else "only one experience has been learned so far"
@@ -89,7 +94,7 @@ def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Mea
         values[name] = None if np.isnan(mean) else mean
         if not len(terms):
             notes[name] = few
-    return Measures(values, {name: note for name, note in notes.items() if values[name] is None})
+    return Measures(values, {name: note for name, note in notes.items() if values.get(name, 0) is None})
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
@@ -164,16 +169,34 @@ def _terms(
     learned = len(rows)
     square = rows[:, :learned]
     last, diagonal = square[-1], square.diagonal()
-    best = np.fmax.reduce(square[:-1], axis=0, initial=np.nan)  # fmax ignores NaN
-    return {
+    learned_by_then = np.where(np.tri(learned, dtype=bool), square, np.nan)
+    # fmax ignores NaN; the last column is the experience just learned, which has no part in forgetting
+    best, since = (np.fmax.reduce(each[:-1, :-1], axis=0, initial=np.nan) for each in (square, learned_by_then))
+    terms = {
         "average_accuracy": last,
         "average_incremental_accuracy": np.array([square[t, : t + 1].mean() for t in range(learned)]),
-        "forgetting": (best - last)[:-1],
+        "forgetting": best - last[:-1],
         "backward_transfer": (last - diagonal)[:-1],
         "forward_transfer": rows.diagonal(1)[: learned - 1] - baseline[1:learned],
         "learning_accuracy": diagonal,
         "sample_accuracy": np.atleast_1d(np.average(last, weights=total[:learned])),
     }
+    return terms if np.array_equal(best, since, equal_nan=True) else terms | {SINCE_LEARNED: since - last[:-1]}
+
+
+def test_set_interval(correct: Sequence[int | None], total: Sequence[int]) -> float | None:
+    """Half the width of the binomial 95 % interval that finite test sets give an average accuracy, from counts.
+
+    It is 1.96 sqrt(p (1 - p) / n) for the mean p of the T accuracies and n test images in T experiences of equal size;
+    in general 1 / n is the mean of the 1 / n_j, divided by T, because small experiences have the same weight. None if
+    nothing was evaluated.
+    """
+    known = [(count, size) for count, size in zip(correct, total, strict=True) if count is not None]
+    if not known:
+        return None
+    mean = sum(count / size for count, size in known) / len(known)
+    inverse = sum(1 / size for _, size in known) / len(known) ** 2
+    return float(1.96 * np.sqrt(mean * (1 - mean) * inverse))
 
 
 def mean_and_interval(values: ArrayLike) -> tuple[float, float | None]:

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary
+from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary, unused
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone, load_backbone
 from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
+from clsim.data import effects, found
 from clsim.data.batches import Loader
 from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
+from clsim.field_values import defaults
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
@@ -76,18 +78,30 @@ def run_all(
     shared = Shared([*configs, *firsts.values()])
     for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
-            Job.prepare(wanted, shared).learner()
+            job = Job.prepare(wanted, shared)
+            unused.refuse(wanted, job.benchmark.info, configs)
+            job.learner()
     if not dry_run:
-        return [_run(wanted, shared, fresh, quiet) for wanted in configs]
+        return [_run(wanted, shared, fresh, quiet, configs) for wanted in configs]
     for wanted in configs:
         job = Job.prepare(wanted, shared)
+        if not quiet:
+            shared.tell(job)
         print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
     return []
 
 
-def _run(wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool) -> Run:
+def _run(
+    wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool, request: Sequence[RunConfig] | None = None
+) -> Run:
+    """`request`: all runs asked for, to find fields that none of their strategies uses; None: not checked."""
     with torch_settings(wanted.threads):
-        return Job.prepare(wanted, shared).execute(fresh=fresh, quiet=quiet)
+        job = Job.prepare(wanted, shared)
+        if request is not None:
+            unused.refuse(wanted, job.benchmark.info, request)
+        if not quiet:
+            shared.tell(job)
+        return job.execute(fresh=fresh, quiet=quiet)
 
 
 class Shared:
@@ -98,7 +112,8 @@ class Shared:
         self.left = Counter(map(_backbone_key, configs))
         self.backbones: dict[tuple[object, ...], Backbone] = {}
         self.fingerprints: dict[tuple[object, ...], str] = {}
-        self.benchmarks: dict[str, Benchmark] = {}
+        self.benchmarks: dict[str, tuple[Benchmark, list[found.Record]]] = {}
+        self.told: set[str] = set()
 
     def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
         """A separate copy of the backbone, because it may be trained, and its fingerprint."""
@@ -111,13 +126,27 @@ class Shared:
             return self.backbones.pop(key), self.fingerprints[key]
         return copy.deepcopy(self.backbones[key]), self.fingerprints[key]
 
-    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> Benchmark:
-        """The scenario's benchmark with images of at least `side` pixels."""
-        key = json.dumps([wanted.scenario, wanted.scenario_fields, str(wanted.data_dir), side], sort_keys=True)
+    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> tuple[Benchmark, list[found.Record]]:
+        """The scenario's benchmark with images of at least `side` pixels, and what was found for it."""
+        name, order_seed = plugins.short_name(wanted.scenario), effects.for_seed(scenario, wanted.seed).order_seed
+        fields = wanted.scenario_fields | {"order_seed": order_seed}
+        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True)
         if key not in self.benchmarks:
-            with checked.blamed({f"scenario {plugins.short_name(wanted.scenario)!r}": scenario}, RequestError):
-                self.benchmarks[key] = scenario.build(DataAccess(wanted.data_dir, config.cache_dir(), side))
+            data = DataAccess(wanted.data_dir, config.cache_dir(), side)
+            with checked.blamed({f"scenario {name!r}": scenario}, RequestError):
+                made = effects.made(scenario, data, wanted.seed, defaults(type(scenario)), name)
+                self.benchmarks[key] = made, found.record(made, data.found)
         return self.benchmarks[key]
+
+    def tell(self, job: "Job") -> None:
+        """Print what was found, once for each data set, and what a strategy lacks there, once for each strategy."""
+        strategy = plugins.short_name(job.config.strategy)
+        texts = ["\n".join([f"{job.directory.parts[-3]}: ", *found.lines(job.records)]).replace(" \n", " ", 1)]
+        texts += [f"{strategy}: {text}" for text in job.strategy.lacks(job.benchmark.info)]
+        for text in texts:
+            if text not in self.told:
+                self.told.add(text)
+                console.tell(text)
 
 
 def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:
@@ -136,6 +165,7 @@ class Job:
     benchmark: Benchmark
     backbone: Backbone
     weights: str = field(repr=False)  # fingerprint of the backbone
+    records: list[found.Record] = field(default_factory=list, repr=False)  # what was found for the benchmark
     code: str = ""  # digest of the code that makes the run, set when it begins
 
     @classmethod
@@ -154,11 +184,11 @@ class Job:
                 f"{asked.strategy} reads class names and needs a backbone with a text tower, but "
                 f"{asked.backbone} has none. {registry.WITH_TEXT} have one"
             )
-        benchmark = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
+        benchmark, records = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
         _require_boundaries(asked, strategy, parts, benchmark)
         digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
         directory = asked.directory(scenario.variant(), digest)
-        return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint)
+        return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint, records)
 
     @property
     def finished(self) -> bool:
@@ -193,7 +223,8 @@ class Job:
     def _run(self, learner: nn.Module, bank_tower: Tower | None, quiet: bool) -> None:
         self.code = self._code()
         checkpoint.write_text(self.directory / "config.toml", self.config.to_toml())
-        about = summary.environment(self.config, self.benchmark, self.weights) | {"code": self.code}
+        about = summary.environment(self.config, self.benchmark, self.weights)
+        about |= {"code": self.code, "found": self.records}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))

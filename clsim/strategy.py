@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from clsim import checked
 from clsim.backbones.towers import Tower
 from clsim.data.transforms import Augmentation, InputSpec, Transforms
 from clsim.errors import RequestError
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000  # in a batch
+OF_STEPS = (
+    *("optimizer", "lr", "head_lr", "backbone_lr", "schedule", "warmup_epochs", "warmup_lr", "momentum"),
+    *("weight_decay", "clip_grad", "mask", "label_smoothing", "crop_min"),
+)  # fields that only training steps use
 Mask = Literal["current", "seen", "all"]
 Schedule = Literal["constant", "cosine", "cosine_epochs", "quarter_cosine"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -64,6 +71,7 @@ class Strategy(Part):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     needs_text: ClassVar[bool] = False  # whether it needs a backbone with a text tower
     scores_unseen: ClassVar[bool] = False  # whether it can classify among classes that it was not trained on
+    adapts: ClassVar[bool] = False  # whether it also learns from an unlabelled target, if the stream has one
 
     def __post_init__(self) -> None:
         self.at_least(1, "epochs", "batch_size")
@@ -171,6 +179,31 @@ class Strategy(Part):
         """Warnings for readers of the results; they are added to the summary's notes."""
         return []
 
+    # whether it fits the stream
+
+    def lacks(self, info: StreamInfo) -> list[str]:
+        """What the method would use and the stream does not have: shown before training and in the summary's notes."""
+        if self.adapts and not info.has_target:
+            return ["this stream has no unlabelled target to adapt to, so it learns from labelled images alone"]
+        return []
+
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        """Fields that change nothing on this stream, with the other fields as they are -> why; refused if they are set.
+
+        A field of the base class that the method's own file reads counts as used.
+        """
+        found: dict[str, str] = {}
+        if not self.has_gradients:
+            found |= dict.fromkeys(OF_STEPS, "it takes no training steps")
+        elif "images" not in checked.inputs(self) and not self.feature_views():
+            found["crop_min"] = "it learns from features of whole images, without crops"
+        if self.optimizer != "sgd":
+            found.setdefault("momentum", f"optimizer={self.optimizer} has none")
+        if self.warmup_epochs == 0:
+            found.setdefault("warmup_lr", "warmup_epochs is 0")
+        own = "".join(_source(each) for each in type(self).__mro__ if each not in Strategy.__mro__)
+        return {name: why for name, why in found.items() if f".{name}" not in own}
+
     # the optimizer
 
     @property
@@ -221,6 +254,14 @@ class Strategy(Part):
             if getattr(self, name) != 1 and getattr(self, name) not in groups:
                 raise RequestError(f"{name}={getattr(self, name)} has no effect here: no such weights are trained")
         return [{"params": group, "lr": factor * self.learning_rate} for factor, group in groups.items()]
+
+
+def _source(cls: type[Any]) -> str:
+    """The text of the file in which a class is written; empty if there is none."""
+    try:
+        return inspect.getsource(sys.modules[cls.__module__])
+    except (KeyError, OSError, TypeError):
+        return ""
 
 
 def waits_for_boundaries(part: Part) -> bool:

@@ -45,7 +45,8 @@ def matrix(loop: Loop) -> dict[str, Any]:
 
 def summary(loop: Loop, measured: Measures, cost: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """`names`: the run's scenario, strategy, backbone, seed, config_hash and code."""
-    caveats = {f"caveat {i + 1}": text for i, text in enumerate(loop.strategy.caveats())}
+    warnings = [*loop.strategy.caveats(), *loop.strategy.lacks(loop.state.info)]
+    caveats = {f"caveat {i + 1}": text for i, text in enumerate(warnings)}
     return {
         **names,
         "protocol": loop.rules.name,

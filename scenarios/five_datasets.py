@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clsim.data.readers import Hub, Source
-from clsim.data.streams import Benchmark, DataAccess, Scenario, class_incremental
+from clsim.data.streams import Benchmark, DataAccess, Scenario, arrival, class_incremental
 from clsim.errors import RequestError, unknown
 
 # name (also the local folder): (image column, repository on the Hub); in the order of the stream
@@ -39,9 +39,10 @@ class FiveDatasets(Scenario):
         )
         # "mnist 3" belongs to the set whose position `owner` holds
         owner = np.array([self.sets.index(name.split(" ")[0]) for name in train.class_names])
-        groups = [np.flatnonzero(owner == i).tolist() for i in range(len(self.sets))]
+        order = arrival(self.order_seed, len(self.sets))
+        groups, names = [np.flatnonzero(owner == i).tolist() for i in order], [self.sets[i] for i in order]
         # no mirrored images: three of the five sets are digits or letters (the published L2P code mirrors all five)
-        return class_incremental(self, train, test, len(groups[0]), flip=False, groups=groups, names=self.sets)
+        return class_incremental(self, train, test, len(groups[0]), flip=False, groups=groups, names=names)
 
     def _joined(self, data: DataAccess, split: str) -> Source:
         """One split of every set, one set after another."""

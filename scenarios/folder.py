@@ -42,6 +42,8 @@ class Folder(DomainScenario):
             raise RequestError(f"domains are for protocol=domain, not protocol={self.protocol}")
         if self.domain_folders is not None and not new_classes:
             raise RequestError(f"protocol={self.protocol} always has domain folders; leave domain_folders out")
+        if self.protocol == "targets" and self.test_split:
+            raise RequestError("protocol=targets tests on training images of the targets; leave test_split out")
         if self.pairs == "all" and not self.domains:
             raise RequestError("pairs=all needs the names of the domain folders: scenario.domains=A,B,C")
         if self.protocol in ("pair", "targets") and self.pairs == "one" and not (self.source or self.sources):

@@ -24,5 +24,6 @@ class GlyphPair(DomainScenario):
     def build(self, data: DataAccess) -> Benchmark:
         """The target's training images are unlabelled."""
         domains = (*(self.sources or (self.source,)), self.target) if self.protocol == "pair" else DOMAINS
-        sizes = self.train_per_class, self.test_per_class
-        return adaptation(self, *train_and_test(chosen_classes(self.classes), domains, *sizes))
+        # only a pair has test images
+        tests = self.test_per_class if self.protocol == "pair" else 1
+        return adaptation(self, *train_and_test(chosen_classes(self.classes), domains, self.train_per_class, tests))

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from clsim.data.glyph_tables import glyph_table
 from clsim.data.protocols import BaseToNew
-from clsim.data.readers import Hub, Source, held_out
+from clsim.data.readers import Hub, Source
+from clsim.data.sources import train_and_test
 from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, few_shot, first_of_each_class
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError
@@ -121,9 +122,7 @@ class Transfer(Scenario):
 
         if files.splits:
             return data.table(read(split), self.on_bad_image)
-        source = read("train")
-        testing = held_out(source.names)
-        return data.table(source.take(testing if split == "test" else ~testing), self.on_bad_image)
+        return data.table(train_and_test(read("train"))[split == "test"], self.on_bad_image)
 
 
 def _among(index: int, table: ImageTable, rows: NDArray[np.int64], classes: tuple[int, ...], name: str) -> Experience:

@@ -101,6 +101,7 @@ class Dapl(TextPrompts):
     lr: float = 3e-3
     warmup_epochs: int = 0
 
+    adapts: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "release": {

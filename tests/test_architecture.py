@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
     {"pretrain", "runner", "avalanche"},
-    {"prediction", "summary"},
+    {"prediction", "summary", "unused"},
     {"given_images"},
     {"recorders", "snapshot"},
     {"loop", "compare", "results"},
@@ -42,6 +42,7 @@ INHERITED = {
     "expanded",
     *("tune", "texts", "adapt"),
     *("forward", "build", "begin", "epochs_for", "reads", "parts", "experiences", "loss", "fit", "caveats"),
+    "unused",
     *("learning_rate", "learning_rate_at", "configure_optimizer", "parameter_groups", "needs_boundaries"),
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "grid", "first_position", "about", "embed", "pool"),  # of towers

@@ -319,3 +319,47 @@ def test_options_that_results_do_not_depend_on_keep_no_runs_apart(tmp_path: Path
         config = run(tmp_path, seed=seed) / "config.toml"
         config.write_text(f"checkpoint_minutes = {minutes}\ndevice = '{device}'\n{config.read_text()}")
     assert [row["seeds"] for row in rows(compare.report([tmp_path], "csv"))] == ["2"]
+
+
+def test_finite_test_sets_have_an_interval_of_their_own(tmp_path: Path) -> None:
+    for seed, correct in enumerate(([50, 30], [60, 20])):  # 80 of 200 both times: 1.96 sqrt(0.4 * 0.6 / 200) = 6.79 %
+        directory = run(tmp_path, seed=seed, accuracy=0.4)
+        matrix = {"correct": [[70, None], correct], "total": [100, 100], "experiences": ["a", "b"], "classes": []}
+        (directory / "matrix.json").write_text(json.dumps(matrix))
+    (row,) = rows(compare.report([tmp_path], "csv"))
+    assert float(row["test_set_interval"]) == pytest.approx(6.7896, abs=1e-4)
+    for style in ("table", "md"):
+        text = compare.report([tmp_path], style)
+        assert "binomial" in text and "6.8" in text
+
+
+def test_a_pair_is_judged_by_its_target_images_alone(tmp_path: Path) -> None:
+    directory = run(tmp_path)
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["metrics"] = {"target_accuracy": 0.5, "target_test_accuracy": 0.4, "source_accuracy": 0.9}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    matrix = {"correct": [[50, 4, 9]], "total": [100, 10, 10], "experiences": ["t", "tt", "s"], "classes": []}
+    (directory / "matrix.json").write_text(json.dumps(matrix))
+    (row,) = rows(compare.report([tmp_path], "csv"))
+    assert float(row["test_set_interval"]) == pytest.approx(9.8)  # 1.96 sqrt(0.25 / 100)
+
+
+def test_forgetting_since_learned_is_a_column_only_where_it_differs(tmp_path: Path) -> None:
+    run(tmp_path, forgetting=0.25)
+    assert "since" not in compare.report([tmp_path])
+    directory = run(tmp_path, strategy="coop", forgetting=0.5)
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["metrics"]["forgetting_since_learned"] = 0.125
+    (directory / "summary.json").write_text(json.dumps(summary))
+    found = {row["strategy"]: row for row in rows(compare.report([tmp_path], "csv"))}
+    assert found["coop"]["forgetting_percent"] == "50.0"
+    assert found["coop"]["forgetting_since_learned_percent"] == "12.5"
+    assert found["finetune"]["forgetting_since_learned_percent"] == "25.0", "equal to forgetting there"
+
+
+def test_seeds_over_different_class_orders_go_together(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(tmp_path, seed=seed, accuracy=0.4 + 0.1 * seed, scenario_fields="order_seed = 'seed'")
+    run(tmp_path, digest="0b", scenario_fields="order_seed = 0")
+    found = {row["scenario"]: row["seeds"] for row in rows(compare.report([tmp_path], "csv"))}
+    assert found == {"toys order_seed=seed": "2", "toys order_seed=0": "1"}

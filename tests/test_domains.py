@@ -159,7 +159,8 @@ def test_pairs_of_office_home_have_directories_of_their_own(tmp_path):
 
 
 def test_a_sequence_of_targets_resumes_bit_identical(tmp_path, broken_off):
-    fields = {"scenario.protocol": "targets", "scenario.targets": "sketch,quickdraw"}
+    # it has no test images of its own: 10 is the default
+    fields = {"scenario.protocol": "targets", "scenario.targets": "sketch,quickdraw", "scenario.test_per_class": "10"}
     (whole,) = runner.run_all(plan(tmp_path / "whole", **fields), quiet=True)
     assert whole.directory.parts[-3] == "glyph_pair.real-sketch-quickdraw"
     assert len(whole.matrix["correct"]) == 3 and whole.matrix["total"] == [40, 40]

@@ -81,6 +81,44 @@ def test_the_row_before_training_takes_no_part_in_forgetting():
     assert found.values["forgetting"] == pytest.approx(0.5 - 0.4)
 
 
+def test_forgetting_of_what_was_classified_better_before_it_was_learned_is_reported_both_ways():
+    # zero-shot on the third: 0.9, then 0.6 once it was learned, then 0.5; Chaudhry's maximum is 0.9, since learned 0.6
+    correct = [[2, 5, 9, 1], [8, 6, 9, 1], [7, 6, 8, 1], [7, 5, 6, 1], [7, 5, 5, 8]]
+    found = measures(correct, [10] * 4, before=True)
+    assert found.values["forgetting"] == pytest.approx(((0.8 - 0.7) + (0.6 - 0.5) + (0.9 - 0.5)) / 3)
+    assert found.values["forgetting_since_learned"] == pytest.approx(((0.8 - 0.7) + (0.6 - 0.5) + (0.6 - 0.5)) / 3)
+    # the row before any learning has no part in either
+    again = measures([[10, 10, 10, 10], *correct[1:]], [10] * 4, before=True)
+    assert again.values["forgetting"] == found.values["forgetting"]
+    assert again.values["forgetting_since_learned"] == found.values["forgetting_since_learned"]
+    assert "forgetting_since_learned" not in measures(DOMAIN_CORRECT, DOMAIN_TOTAL, before=True).values, (
+        "they are equal"
+    )
+    assert "forgetting_since_learned" not in measures(correct[:3], [10] * 4, before=True).values
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "half"),
+    [
+        # p = 0.4 of 200: 1.96 sqrt(0.4 * 0.6 / 200)
+        ([50, 30], [100, 100], 0.067896),
+        # 2000 images, 7.4 %: what 20 test images for each of 100 classes add to `linear`
+        ([148], [2000], 0.011473),
+        ([74, 74], [1000, 1000], 0.011473),
+        # a small experience weighs as much as a large one: p = 0.5, 1/n = (1/10 + 1/90) / 4
+        ([5, 45], [10, 90], 0.163333),
+        ([5, None], [10, 90], 0.309903),
+        ([10], [10], 0.0),
+    ],
+)
+def test_the_interval_of_finite_test_sets(correct, total, half):
+    assert metrics.test_set_interval(correct, total) == pytest.approx(half, abs=1e-6)
+
+
+def test_no_interval_without_counts():
+    assert metrics.test_set_interval([None], [10]) is None
+
+
 def test_joint():
     found = measures([[None, None], [7, 12]], [10, 20])
     assert {name for name, value in found.values.items() if value is not None} == {

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clsim.data.readers import Source, held_out
+from clsim.data.sources import Source, train_and_test
 from clsim.data.streams import (
     Benchmark,
     ClassScenario,
     DataAccess,
     Experience,
+    arrival,
     class_incremental,
     domain_incremental,
     few_shot,
@@ -65,8 +66,8 @@ class DomainScenario(ClassScenario):
 
 def train_test_split(data: DataAccess, source: Source, on_bad_image: str) -> tuple[ImageTable, ImageTable]:
     """Training and test images of a set without own splits: a fixed fifth is for testing, by a hash of the paths."""
-    testing = held_out(source.names)
-    return data.table(source.take(~testing), on_bad_image), data.table(source.take(testing), on_bad_image)
+    train, test = train_and_test(source)
+    return data.table(train, on_bad_image), data.table(test, on_bad_image)
 
 
 def domain_benchmark(
@@ -81,11 +82,13 @@ def domain_benchmark(
         benchmark = domain_incremental(scenario, train, test, flip)
     else:
         benchmark = class_incremental(scenario, train, test, classes_per_experience, flip=flip)
-    stream = (
-        replace(each, rows=few_shot(train, each.rows, scenario.shots, scenario.order_seed))
-        for each in benchmark.train_stream
-    )
+    stream = (replace(each, rows=_shots(scenario, train, each.rows)) for each in benchmark.train_stream)
     return replace(benchmark, train_stream=tuple(stream))
+
+
+def _shots(scenario: DomainScenario, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows with labels: all of them, without a look at order_seed, or the few that it draws."""
+    return rows if scenario.shots is None else few_shot(table, rows, scenario.shots, scenario.order_seed)
 
 
 def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
@@ -107,7 +110,7 @@ def adaptation(scenario: DomainScenario, train: ImageTable, test: ImageTable, fl
             raise RequestError(f"no images of domain {domains[0]!r}")
         return found
 
-    learned = few_shot(train, rows(train, sources, scenario.train_per_class), scenario.shots, scenario.order_seed)
+    learned = _shots(scenario, train, rows(train, sources, scenario.train_per_class))
     hidden = np.full(len(train), -1, dtype=np.int64)
     hidden[learned] = train.labels[learned]
     unlabelled = replace(train, labels=hidden)
@@ -143,6 +146,7 @@ def _chosen(scenario: DomainScenario, known: Sequence[str]) -> tuple[list[str], 
     else:
         targets = [matching_name("domain", name, known) for name in scenario.targets]
         targets = targets or [name for name in known if name not in sources]
+        targets = [targets[i] for i in arrival(scenario.order_seed, len(targets))]
     both = [name for name in sources if name in targets]
     if both:
         raise RequestError(f"{both[0]!r} is both source and target; they must be different domains")

@@ -139,6 +139,13 @@ def fingerprint_files(files: Sequence[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
+def train_and_test(source: Source) -> tuple[Source, Source]:
+    """Training and test images of a source without own splits: a fixed fifth is for testing, by a hash of its names."""
+    testing = held_out(source.names)
+    train = source.take(~testing).noted("a fifth of the one split is for testing, by a hash of each name")
+    return train.noted(split=f"{source.split or 'all'}, 80 %"), source.take(testing).noted(split="the other 20 %")
+
+
 def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
     """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
     limit = int(share * 2**32)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,109 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.data import protocols
+from clsim.data.benchmark import Benchmark, Experience, ExperienceInfo, Info, StreamInfo
 from clsim.data.folders import read_folder, read_tree
 from clsim.data.protocols import Protocol
-from clsim.data.readers import Hub, Source, local_files, parquet_files, read_parquet
+from clsim.data.readers import Found, Hub, Source, local_files, parquet_files, read_parquet
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
 
+__all__ = [
+    "Benchmark",
+    "ClassScenario",
+    "DataAccess",
+    "Experience",
+    "ExperienceInfo",
+    "Info",
+    "Scenario",
+    "StreamInfo",
+    "arrival",
+    "class_groups",
+    "class_incremental",
+    "class_order",
+    "domain_incremental",
+    "few_shot",
+    "first_of_each_class",
+    "matching_name",
+    "merged",
+    "require_same_names",
+    "same_name",
+]
 
-@dataclass(frozen=True)
-class StreamInfo:
-    """What a strategy may know before training: names and protocol, never rows or test data."""
-
-    class_names: tuple[str, ...]
-    domain_names: tuple[str, ...]
-    protocol: str  # the protocol's name
-    num_experiences: int
-    tells_task: bool = False  # whether test images come with the index of their experience
-    has_target: bool = False  # whether training batches have an unlabelled target
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the whole stream."""
-        return len(self.class_names)
-
-
-Info = StreamInfo  # the old name
-
-
-@dataclass(frozen=True)
-class ExperienceInfo:
-    """What a strategy may know about an experience when it begins; stored in checkpoints. It has no rows or images."""
-
-    index: int
-    name: str
-    classes: tuple[int, ...]  # sorted
-    num_images: int
-    domain: str | None = None
-    task_label: int | None = None  # only where the protocol reveals it
-
-
-@dataclass(frozen=True)
-class Experience:
-    """A part of a stream that is learned or tested at one time."""
-
-    index: int
-    table: ImageTable
-    rows: NDArray[np.int64]  # (n,) rows of the table, ascending; if `ordered`, in order of arrival
-    classes: tuple[int, ...]  # sorted
-    name: str
-    domain: str | None = None
-    task_label: int | None = None  # only where the protocol reveals it
-    unlabelled: NDArray[np.int64] | None = None  # rows of the target, without labels
-    ordered: bool = False  # whether each image is learned once, in the order of `rows`
-    boundary: bool = True  # whether methods know its beginning, its end and its classes
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(n,) labels of the rows."""
-        return self.table.labels[self.rows]
-
-    @property
-    def info(self) -> ExperienceInfo:
-        """What a strategy may know about it."""
-        return ExperienceInfo(self.index, self.name, self.classes, len(self.rows), self.domain, self.task_label)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Training experiences and their test experiences."""
-
-    train_stream: tuple[Experience, ...]
-    test_stream: tuple[Experience, ...]
-    protocol: Protocol | str  # an object, or the name of a protocol in clsim.data.protocols
-    flip: bool = True  # whether a mirrored image keeps its class
-    domain_names: tuple[str, ...] = ()  # names that strategies see; empty: those of the table
-
-    @property
-    def train_table(self) -> ImageTable:
-        """The table of every training experience."""
-        return self.train_stream[0].table
-
-    @property
-    def test_table(self) -> ImageTable:
-        """The table of the first test experience."""
-        return self.test_stream[0].table
-
-    @property
-    def tables(self) -> tuple[ImageTable, ...]:
-        """The training table, then the tables of the test experiences, each once."""
-        every = [self.train_table, *(experience.table for experience in self.test_stream)]
-        return tuple(table for i, table in enumerate(every) if all(table is not other for other in every[:i]))
-
-    @property
-    def rules(self) -> Protocol:
-        """The protocol as an object. Raises RequestError for an unknown name."""
-        return protocols.protocol(self.protocol)
-
-    @property
-    def info(self) -> StreamInfo:
-        """What strategies may know about the stream."""
-        table, rules = self.train_table, self.rules
-        domains = self.domain_names or table.domain_names
-        experiences = len(self.train_stream)
-        return StreamInfo(table.class_names, domains, rules.name, experiences, rules.tells_task, rules.has_target)
+OrderSeed = int | Literal["seed"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +49,7 @@ class DataAccess:
     data_dir: Path | None
     cache_dir: Path
     side: int  # shorter side of stored decoded images, in pixels; smaller images of one size are not resized
+    found: dict[str, Found] = field(default_factory=dict, compare=False, repr=False)  # by a table's fingerprint
 
     def parquet(
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
@@ -163,16 +91,22 @@ class DataAccess:
 
     def table(self, source: Source, on_bad_image: str, one_size: bool = False) -> ImageTable:
         """The source, decoded. `one_size`: small images of several sizes are enlarged to the largest size found."""
-        return ImageTable.decode(source, self.side, self.cache_dir, on_bad_image, one_size)
+        table = ImageTable.decode(source, self.side, self.cache_dir, on_bad_image, one_size)
+        self.found[table.fingerprint] = source.found
+        return table
 
 
 @dataclass(kw_only=True)
 class Scenario:
-    """A stream as a plug-in: its fields are its configuration; `build` makes the benchmark."""
+    """A stream as a plug-in: its fields are its configuration; `build` makes the benchmark.
+
+    In a run, a field that is set but that `build` never reads is refused, because it would have no effect; only
+    train_per_class and test_per_class are then applied to what `build` returned.
+    """
 
     train_per_class: int | None = None  # training images of each class; none: all
     test_per_class: int | None = None  # test images of each class; none: all
-    order_seed: int = 0  # seed of the class order, independent of the run's seed; -1: the data set's order
+    order_seed: int | Literal["seed"] = 0  # seed of class order (0: domains as listed); -1: as listed; seed: the run's
     on_bad_image: Literal["stop", "skip"] = "stop"  # what to do with images that cannot be decoded
 
     def build(self, data: DataAccess) -> Benchmark:
@@ -212,22 +146,37 @@ class ClassScenario(Scenario):
 
     def refuse_class_fields(self, reason: str) -> None:
         """Raises RequestError with `reason` if base_classes or order is set but has no effect."""
-        for name in ("base_classes", "order"):
-            if getattr(self, name) != getattr(type(self), name):
+        for name in ("base_classes", "order", "classes_per_experience"):
+            default = getattr(type(self), name, None)
+            if getattr(self, name, default) != default:
                 raise RequestError(f"{name} is for streams in which new classes arrive; {reason}")
 
 
-def class_order(num_classes: int, order_seed: int, order: str = "random") -> NDArray[np.int64]:
+def class_order(num_classes: int, order_seed: OrderSeed, order: str = "random") -> NDArray[np.int64]:
     """The order in which classes arrive, from its own generator; the data set's order if the seed is -1.
 
     With order="pilot1993" it is that of ``np.random.seed(1993); np.random.permutation(num_classes)``, which published
     class-incremental results have used since iCaRL.
     """
-    if order_seed < -1:
-        raise RequestError(f"order_seed is -1 (the data set's order) or at least 0, not {order_seed}")
+    seed = _number(order_seed)
     if order == "pilot1993":
         return np.random.RandomState(1993).permutation(num_classes)  # NumPy's legacy generator
-    return np.arange(num_classes) if order_seed == -1 else np.random.default_rng(order_seed).permutation(num_classes)
+    return np.arange(num_classes) if seed == -1 else np.random.default_rng(seed).permutation(num_classes)
+
+
+def arrival(order_seed: OrderSeed, count: int) -> list[int]:
+    """The order in which `count` domains or sets arrive: as they are listed if the seed is 0 or -1, else drawn."""
+    order: list[int] = class_order(count, -1 if order_seed == 0 else order_seed).tolist()
+    return order
+
+
+def _number(order_seed: OrderSeed) -> int:
+    """The seed as a number. Raises RequestError for one that is too small, and for "seed" outside of a run."""
+    if isinstance(order_seed, str):
+        raise RequestError("order_seed=seed stands for the seed of a run; outside of runs it is a number")
+    if order_seed < -1:
+        raise RequestError(f"order_seed is -1 (the data set's order), at least 0, or seed, not {order_seed}")
+    return order_seed
 
 
 def class_groups(scenario: Scenario, num_classes: int, classes_per_experience: int) -> list[list[int]]:
@@ -268,7 +217,7 @@ def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int |
     return rows[rank < count]
 
 
-def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, order_seed: int) -> NDArray[np.int64]:
+def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, order_seed: OrderSeed) -> NDArray[np.int64]:
     """`shots` of `rows` in every class (and domain), drawn with `order_seed`; the first ones if that is -1.
 
     All of them if a class has no more, or if shots is None.
@@ -277,7 +226,8 @@ def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, orde
         return rows
     if shots < 1:
         raise RequestError(f"shots must be at least 1, not {shots}")
-    drawn = rows if order_seed == -1 else rows[np.random.default_rng(order_seed).permutation(len(rows))]
+    seed = _number(order_seed)
+    drawn = rows if seed == -1 else rows[np.random.default_rng(seed).permutation(len(rows))]
     key = table.labels[drawn]
     if table.domains is not None:
         key = key + table.domains[drawn] * len(table.class_names)
@@ -328,20 +278,23 @@ def class_incremental(
 
 
 def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, flip: bool = True) -> Benchmark:
-    """The same classes in each experience, each from a new domain, in the order of the tables' domain names.
+    """The same classes in each experience, each from a new domain.
 
-    Raises RequestError if a domain has no training images or no test images.
+    They arrive in the order of the tables' domain names, or as `arrival` draws it from order_seed. Raises RequestError
+    if a domain has no training images or no test images.
     """
     require_same_names(train, test)
     if isinstance(scenario, ClassScenario):
         scenario.refuse_class_fields("protocol=domain has none")
+    order = arrival(scenario.order_seed, len(train.domain_names))
+    names = tuple(train.domain_names[domain] for domain in order)
 
     def stream(table: ImageTable, count: int | None) -> tuple[Experience, ...]:
         if table.domains is None:
             raise RequestError("these images come from one domain; protocol=domain needs several")
         experiences = []
-        for index, name in enumerate(table.domain_names):
-            rows = first_of_each_class(table, np.flatnonzero(table.domains == index), count)
+        for index, (domain, name) in enumerate(zip(order, names, strict=True)):
+            rows = first_of_each_class(table, np.flatnonzero(table.domains == domain), count)
             if len(rows) == 0:
                 raise RequestError(f"no images of domain {name!r}")
             classes = tuple(np.unique(table.labels[rows]).tolist())
@@ -349,7 +302,7 @@ def domain_incremental(scenario: Scenario, train: ImageTable, test: ImageTable, 
         return tuple(experiences)
 
     return Benchmark(
-        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), protocol="domain", flip=flip
+        stream(train, scenario.train_per_class), stream(test, scenario.test_per_class), "domain", flip, names
     )
 
 

@@ -38,6 +38,11 @@ def console(stream: TextIO) -> rich.console.Console:
     return made
 
 
+def tell(text: str) -> None:
+    """Print a text to standard output, e.g. what was found."""
+    console(sys.stdout).print(text, soft_wrap=True)
+
+
 class Console(Part):
     """Shows progress while training, and prints a line after each evaluation. `quiet`: neither."""
 
