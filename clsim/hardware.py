@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from clsim.errors import RequestError
 
+MEMORY: Any = torch.utils.deterministic  # its types do not have its only setting
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
 LARGEST_KEPT = 32 << 20  # bytes of a buffer, the most that glibc allows
 KEPT = 512 << 20  # bytes at the end of the heap
@@ -48,19 +50,19 @@ def cpu_has_bf16() -> bool:
 def torch_settings(threads: int | None) -> Iterator[None]:
     """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after."""
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    filled = MEMORY.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # each buffer would be written twice
+        MEMORY.fill_uninitialized_memory = False  # each buffer would be written twice
         if threads is not None:
             torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            MEMORY.fill_uninitialized_memory = filled
             torch.set_num_threads(before)
 
 

@@ -102,12 +102,9 @@ class Dapl(TextPrompts):
     warmup_epochs: int = 0
 
     adapts: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
-        "release": {
-            "domain_contrast": "none", "wording": "release", "per_step": True, "warmup_epochs": 1, "drop_last": True,
-        },
-    }  # fmt: skip
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "release": {
+        "domain_contrast": "none", "wording": "release", "per_step": True, "warmup_epochs": 1, "drop_last": True,
+    }}  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ def rates(settings: Sequence[str], seconds: float) -> tuple[float, float]:
     if "memory kept" in settings:
         hardware.keep_freed_memory()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = "memory not filled" not in settings
+    hardware.MEMORY.fill_uninitialized_memory = "memory not filled" not in settings
     if "one thread" in settings:
         torch.set_num_threads(1)
     import numpy as np
