@@ -36,9 +36,8 @@ class DomainPrompts(nn.Module):
 
     def __init__(self, text: TextTower, info: StreamInfo, how: "Dapl") -> None:
         super().__init__()
-        self.block = (
-            TARGET if info.has_target else SOURCE
-        )  # without a target, the stream is learned and predicted as a source
+        # without a target, the stream is learned and predicted as a source
+        self.block = TARGET if info.has_target else SOURCE
         domains = info.domain_names[:2] if len(info.domain_names) == 2 else ("photo", "photo")
         length = how.context_length + how.domain_length
         self.prompted = nn.ModuleList(
@@ -111,6 +110,9 @@ class Dapl(TextPrompts):
         self.at_least(1, "context_length", "domain_length")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        return super().unused(info) | {"mask": "its softmax is over all prompts"}
 
     def ending(self, domain: str) -> str:
         """The text after a class name."""

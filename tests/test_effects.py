@@ -29,7 +29,7 @@ OTHER = {
     "order": "pilot1993", "classes_per_experience": 1, "source": 1, "target": 2, "sources": (0, 1), "targets": (2, 1),
     "pairs": "all", "shots": 2, "domains": (2, 0), "domain_folders": False, "test_split": "val", "exclude": ("c0",),
     "flip": False, "sets": ("mnist", "svhn"), "classes": "seen", "domain": "sketch", "table": "usps", "train": 15,
-    "split": "tune", "base_to_new": True,
+    "split": "tune", "base_to_new": True, "uneven": True, "image": "label", "label": "img",
 }  # fmt: skip
 
 
@@ -121,9 +121,16 @@ def test_every_field_changes_the_stream_or_is_refused(name, protocol, data):
             value = named if isinstance(value, tuple) else named[0]
         if field == "classes_per_experience" and by_class:
             value = 5 if base[field] == 10 else base[field] * 2 if name != "folder" else 7
+        if field == "flip" and name == "transfer":
+            value = True  # its table is digits, which are not mirrored unless this is asked for
+        given = base | {field: value}
+        if field == "uneven" and by_class:
+            given |= {"classes_per_experience": base["classes_per_experience"] * 2 if name != "folder" else 2}
+            given |= {"classes_per_experience": 30} if name == "split_glyphs" else {}
+            with pytest.raises(RequestError, match="evenly"):
+                made(cls, access, **given | {"uneven": False})
         try:
-            asked = cls(**base | {field: value})
-            changed = [base | {field: value} | more for more in asked.expanded()]
+            changed = [given | more for more in cls(**given).expanded()]
             if all(stream(made(cls, access, **each)) == whole for each in changed):
                 silent.append(f"{field}={value}")
         except RequestError as error:
