@@ -239,6 +239,20 @@ def test_a_full_check_finds_blocks_that_nobody_has_read(plain, table, tmp_path):
     assert bank_files.faults(bank.folder, whole=True) == ["1 blocks were changed"]
 
 
+def test_a_full_check_finds_flags_and_descriptions_that_no_run_wrote(plain, table, make_table, tmp_path):
+    every = np.arange(len(table))
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    other = FeatureBank(plain, make_table(num_classes=4, per_class=21, seed=1), CPU, tmp_path)
+    bank.fill(every)
+    flags = (bank.folder / "filled").read_bytes()
+    (bank.folder / "filled").write_bytes(b"\x05" + flags[1:])
+    assert bank_files.faults(bank.folder, whole=True) == ["filled has flags that no run writes"]
+    (bank.folder / "filled").write_bytes(b"\x00" + flags[1:])  # this block is computed again
+    assert bank_files.faults(bank.folder, whole=True) == []
+    shutil.copyfile(other.folder / "bank.json", bank.folder / "bank.json")
+    assert bank_files.faults(bank.folder) == ["bank.json is of another bank"]
+
+
 def test_a_block_is_checked_once_in_a_process(plain, table, tmp_path, monkeypatch):
     FeatureBank(plain, table, CPU, tmp_path).fill(np.arange(len(table)))
     checked = []

@@ -31,7 +31,8 @@ class BankFiles:
 
         Raises WriteFailed, or another OSError, if they cannot be made.
         """
-        about = {"form": FORM, "table": table, "rows": rows, "width": width, "dtype": dtype, "block": block}
+        about: dict[str, Any] = {"form": FORM, "key": folder.name, "table": table}
+        about |= {"rows": rows, "width": width, "dtype": dtype, "block": block}
 
         def check(folder: Path) -> list[str]:
             return faults(folder, about)
@@ -110,6 +111,8 @@ def faults(folder: Path, about: dict[str, Any] | None = None, whole: bool = Fals
             return [f"{ABOUT} is of another bank"]
         if stored.get("form") != FORM:
             return []  # of an earlier version, and not used
+        if about is None and stored.get("key") != folder.name:
+            return [f"{ABOUT} is of another bank"]
         rows, width, block, dtype = (stored[name] for name in ("rows", "width", "block", "dtype"))
     except FileNotFoundError:
         return [f"{ABOUT} is missing"]
@@ -125,6 +128,8 @@ def faults(folder: Path, about: dict[str, Any] | None = None, whole: bool = Fals
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")
     if whole and not found:
+        if (np.fromfile(folder / "filled", dtype=np.uint8) > 1).any():
+            found.append("filled has flags that no run writes")
         files = BankFiles(folder, stored["table"], rows, width, dtype, block)
         broken = [i for i in np.flatnonzero(files._flags) if files._checksum(int(i)) != files._records[i]["checksum"]]
         found += [f"{len(broken)} blocks were changed"] if broken else []
