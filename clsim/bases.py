@@ -68,20 +68,19 @@ class PromptPools(Strategy):
     The query is the frozen tower's feature of the clean image. The learner has a `progress`.
     """
 
-    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0, or lr is set: use lr
+    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0: use lr
     mask: Mask = "current"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, "lr_base")
-        if self.lr != type(self).lr and self.lr_base == type(self).lr_base:
-            self.lr_base = 0.0  # so that `--lr 0.1` has the effect that it says
 
     def reads(self) -> set[str]:
         return {"images", "features"}
 
     def unused(self, info: StreamInfo) -> dict[str, str]:
-        return super().unused(info) | ({"lr": f"lr_base={self.lr_base} sets the rate, not lr"} if self.lr_base else {})
+        why = f"lr_base={self.lr_base} sets the rate for a batch of 256 images; set lr_base, or lr_base=0 and lr"
+        return super().unused(info) | ({"lr": why} if self.lr_base else {})
 
     @property
     def learning_rate(self) -> float:

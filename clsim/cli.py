@@ -181,7 +181,8 @@ def _run(given: argparse.Namespace) -> int:
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
     from clsim import runner
 
-    runs = runner.run_all(configs, fresh=given.fresh, quiet=given.quiet, dry_run=given.dry_run)
+    how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
+    runs = runner.run_all(configs, **how, refuse_unused=given.config is None)
     if len(runs) > 1:
         from clsim import compare
 

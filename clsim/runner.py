@@ -53,7 +53,7 @@ def run(**options: Any) -> Run | list[Run]:
     toml = options.pop("config", None)
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}
     configs = config.plan(known, options, None if toml is None else Path(toml))
-    runs = run_all(configs, fresh=fresh, quiet=quiet)
+    runs = run_all(configs, fresh=fresh, quiet=quiet, refuse_unused=toml is None)
     return runs[0] if len(runs) == 1 else runs
 
 
@@ -67,12 +67,20 @@ def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True) -> Pa
 
 
 def run_all(
-    configs: Sequence[RunConfig], *, fresh: bool = False, quiet: bool = False, dry_run: bool = False
+    configs: Sequence[RunConfig],
+    *,
+    fresh: bool = False,
+    quiet: bool = False,
+    dry_run: bool = False,
+    refuse_unused: bool = True,
 ) -> list[Run]:
     """Run every configuration in turn; finished ones are only read. With `dry_run` nothing is run; the list is empty.
 
-    Raises RequestError before the first run if a strategy does not fit its backbone or the scenario.
+    Raises RequestError before the first run if a strategy does not fit its backbone or the scenario, or, with
+    `refuse_unused`, if a field is set that none of the strategies uses. (A file of settings may have such fields: that
+    of a run has every field, also those given for another strategy of its command.)
     """
+    request = configs if refuse_unused else None
     firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
     if not dry_run:  # the first one is checked when it runs
         firsts.pop(configs[0].strategy, None)
@@ -80,10 +88,11 @@ def run_all(
     for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
             job = Job.prepare(wanted, shared)
-            unused.refuse(wanted, job.benchmark.info, configs)
+            if request is not None:
+                unused.refuse(wanted, job.benchmark.info, request)
             job.learner()
     if not dry_run:
-        return [_run(wanted, shared, fresh, quiet, configs) for wanted in configs]
+        return [_run(wanted, shared, fresh, quiet, request) for wanted in configs]
     for wanted in configs:
         job = Job.prepare(wanted, shared)
         if not quiet:

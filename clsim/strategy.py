@@ -29,6 +29,7 @@ OF_STEPS = (
     *("weight_decay", "clip_grad", "mask", "label_smoothing", "drop_last", "crop_min"),
     "crop_interpolation",
 )  # fields that only training steps use
+OF_OPTIMIZER = ("optimizer", "lr", "head_lr", "backbone_lr", "momentum", "weight_decay")
 Mask = Literal["current", "seen", "all"]
 Schedule = Literal["constant", "cosine", "cosine_epochs", "quarter_cosine"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -202,6 +203,8 @@ class Strategy(Part):
             found.setdefault("momentum", f"optimizer={self.optimizer} has none")
         if self.warmup_epochs == 0:
             found.setdefault("warmup_lr", "warmup_epochs is 0")
+        if type(self).configure_optimizer is not Strategy.configure_optimizer:  # it may read any of them, anywhere
+            found = {name: why for name, why in found.items() if name not in OF_OPTIMIZER}
         own = "".join(_source(each) for each in type(self).__mro__ if each not in Strategy.__mro__)
         return {name: why for name, why in found.items() if f".{name}" not in own}
 

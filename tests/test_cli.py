@@ -52,7 +52,7 @@ def test_fields_may_stand_anywhere(runner: Any, tmp_path: Path) -> None:
     arguments = ["top_k=3", "--seed", "0,1", "scenario.train_per_class=5", "--data-dir", "a=b", "--quiet", "lr=-0"]
     assert cli.main(["run", *arguments, "--with=er:5", "--out", str(tmp_path), "pull=0.1"]) == 0
     ((configs, how),) = runner.calls
-    assert how == {"fresh": False, "quiet": True, "dry_run": False}
+    assert how == {"fresh": False, "quiet": True, "dry_run": False, "refuse_unused": True}
     assert [each.seed for each in configs] == [0, 1]
     first = configs[0]
     assert (first.strategy_fields["top_k"], first.strategy_fields["pull"], first.strategy_fields["lr"]) == (3, 0.1, 0.0)
@@ -65,7 +65,7 @@ def test_options_reach_the_plan(runner: Any) -> None:
     options += ["--batch-size", "8", "--device", "cpu", "--precision", "bf16", "--threads", "1", "--preset", "paper"]
     assert cli.main(["run", *options, "--fresh", "--dry-run"]) == 0
     ((configs, how),) = runner.calls
-    assert how == {"fresh": True, "quiet": False, "dry_run": True}
+    assert how == {"fresh": True, "quiet": False, "dry_run": True, "refuse_unused": True}
     assert [each.strategy for each in configs] == ["finetune", "l2p"]
     for each in configs:
         assert (each.backbone, each.device, each.precision, each.threads) == ("vit_nano", "cpu", "bf16", 1)

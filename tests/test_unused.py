@@ -42,8 +42,8 @@ def test_a_field_of_several_strategies_needs_one_that_uses_it(plan, tmp_path):
         ("linear", {"crop_min": 0.5}, "it learns from features of whole images"),
         ("linear", {"momentum": 0.5}, "optimizer=adam has none"),
         ("finetune", {"warmup_lr": 0.5}, "warmup_epochs is 0"),
-        ("l2p", {"preset": "official", "lr": 0.5}, "lr_base=0.03 sets the rate, not lr"),
-        ("joint", {"mask": "all"}, "all classes are learned at once"),
+        ("l2p", {"preset": "official", "lr": 0.5}, "lr_base=0.03 sets the rate for a batch of 256"),
+        ("l2p", {"lr": 0.5}, "lr_base=0.06 sets the rate for a batch of 256"),
         ("dapl", {"mask": "all"}, "its softmax is over all prompts"),
         ("mcc", {"trade_off": 2.0}, "this stream has no unlabelled target"),
     ],
@@ -59,9 +59,43 @@ def test_fields_with_an_effect_pass(plan, tmp_path):
     check(plan("mcc", tmp_path, {"protocol": "pair"}, trade_off=2.0))
     check(plan("coop", tmp_path, views=2, crop_min=0.5))
     for name in ("l2p", "dualprompt", "coda_prompt", "s_prompts"):
-        asked = plan(name, tmp_path, lr=0.5)
+        asked = plan(name, tmp_path, lr_base=0.0, lr=0.5)
         check(asked)
         assert asked.make_strategy().learning_rate == 0.5
+
+
+def test_the_rate_of_prompt_pools_is_the_one_that_is_given(plan, tmp_path):
+    asked = plan("l2p", tmp_path, lr_base=0.128, batch_size=64, lr=0.001)  # lr is the default's value
+    assert asked.make_strategy().learning_rate == 0.032
+
+
+def test_a_runs_own_config_is_never_refused(plan, tmp_path):
+    asked = plan("ncm", tmp_path, lr=0.5)
+    with pytest.raises(RequestError, match="lr=0.5 has no effect on ncm"):
+        check(asked)
+    assert runner.run_all([asked], dry_run=True, quiet=True, refuse_unused=False) == []
+
+
+def test_an_optimizer_of_ones_own_may_read_every_field_of_one(plan, tmp_path):
+    (tmp_path / "helper.py").write_text(
+        "import torch\n\ndef sgd(how, learner):\n    return torch.optim.SGD("
+        "learner.parameters(), how.lr, momentum=how.momentum)\n"
+    )
+    file = tmp_path / "own.py"
+    file.write_text('''
+from dataclasses import dataclass
+from clsim.strategies.linear import Linear
+
+@dataclass(kw_only=True)
+class Own(Linear):
+    """A linear head with an optimizer from another file."""
+
+    def configure_optimizer(self, learner):
+        from helper import sgd
+
+        return sgd(self, learner)
+''')
+    check(plan(f"{file}:Own", tmp_path, momentum=0.5))
 
 
 def test_a_closed_form_that_reads_a_rate_may_be_given_one(plan, tmp_path):

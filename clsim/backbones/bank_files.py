@@ -19,7 +19,7 @@ from clsim.errors import writing
 from clsim.sealed import sealed, unsealed
 
 ABOUT = "bank.json"
-FORM = 2  # of the files
+FORM = 3  # of the files
 RECORD = np.dtype([("seconds", "<f4"), ("checksum", "<u4")])  # of a block; one write, so that both are of one process
 
 
