@@ -8,6 +8,7 @@ import stat
 import numpy as np
 import pytest
 import torch
+from damage import DAMAGE, flip
 
 from clsim import rng
 from clsim.backbones import bank_files, features
@@ -181,26 +182,8 @@ def plain():
     return load_backbone("vit_nano").image
 
 
-def flip(file, place):
-    data = bytearray(file.read_bytes())
-    data[place] ^= 1
-    file.write_bytes(data)
-
-
-DAMAGE = {
-    "empty": lambda file: file.write_bytes(b""),
-    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "missing": lambda file: file.unlink(),
-    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
-    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
-    "first byte": lambda file: flip(file, 0),
-    "last byte": lambda file: flip(file, -1),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-}
-
-
 @pytest.mark.parametrize("name", ["bank.json", "features", "blocks", "filled"])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", [each for each in DAMAGE if each != "middle byte"])
 def test_a_broken_bank_gives_the_same_features(plain, table, tmp_path, capsys, name, damage):
     every = np.arange(len(table))
     bank = FeatureBank(plain, table, CPU, tmp_path)

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from damage import DAMAGE, flip
 from PIL import Image
 
 import clsim
@@ -338,23 +339,6 @@ def test_an_empty_class_folder_that_comes_or_goes_is_noticed(tmp_path, encode):
 # broken entries, leftovers and other users
 
 
-def flip(file, place):
-    data = bytearray(file.read_bytes())
-    data[place] ^= 1
-    file.write_bytes(data)
-
-
-DAMAGE = {
-    "empty": lambda file: file.write_bytes(b""),
-    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "missing": lambda file: file.unlink(),
-    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
-    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
-    "first byte": lambda file: flip(file, 0),
-    "middle byte": lambda file: flip(file, file.stat().st_size // 2),
-    "last byte": lambda file: flip(file, -1),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-}
 FILES = {
     "decoded": ["entry.json", "images.npy", "labels.npy", "domains.npy"],
     "whole": ["entry.json", "images.npy", "sizes.npy", "labels.npy", "domains.npy"],

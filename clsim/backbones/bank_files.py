@@ -128,9 +128,8 @@ def faults(folder: Path, about: dict[str, Any] | None = None, whole: bool = Fals
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")
     if whole and not found:
-        if (np.fromfile(folder / "filled", dtype=np.uint8) > 1).any():
-            found.append("filled has flags that no run writes")
         files = BankFiles(folder, stored["table"], rows, width, dtype, block)
+        found += ["filled has flags that no run writes"] if (files._flags > 1).any() else []
         broken = [i for i in np.flatnonzero(files._flags) if files._checksum(int(i)) != files._records[i]["checksum"]]
         found += [f"{len(broken)} blocks were changed"] if broken else []
     return found
