@@ -68,7 +68,9 @@ class PromptPools(Strategy):
     The query is the frozen tower's feature of the clean image. The learner has a `progress`.
     """
 
-    lr_base: float = 0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0: use lr
+    lr_base: float = (
+        0.0  # learning rate for a batch of 256 images, scaled with the batch size; 0: lr, otherwise refused
+    )
     mask: Mask = "current"
 
     def __post_init__(self) -> None:
@@ -103,6 +105,9 @@ class KeyedPools(PromptPools):
     query: Literal["clean", "augmented"] = "clean"  # the image used as query in training
     head_init: HeadStart = "uniform"  # how the head starts: uniform up to 1/sqrt(width), N(0, 0.02^2), or zero
     clip_over: Literal["trained", "all"] = "trained"  # weights whose gradients clip_grad counts; all: frozen ones, too
+
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        return super().unused(info) | ({} if self.clip_grad else {"clip_over": "clip_grad=0 sets no limit"})
 
     def before_forward(self, s: Step) -> None:
         if self.clip_over == "all":

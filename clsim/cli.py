@@ -182,7 +182,7 @@ def _run(given: argparse.Namespace) -> int:
     from clsim import runner
 
     how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
-    runs = runner.run_all(configs, **how, refuse_unused=given.config is None)
+    runs = runner.run_all(configs, **how)
     if len(runs) > 1:
         from clsim import compare
 

@@ -1,7 +1,6 @@
 """The configuration of a run: defaults, then a preset, a TOML file and the command line; later ones override."""
 
 import copy
-import difflib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from clsim.field_values import check, field_types, in_toml, make, resolved, spli
 from clsim.named_parts import NamedPart, named_part, split, under_one_name
 from clsim.options import HASHED, OPTIONS, PATHS, flag
 from clsim.plugin_paths import absolute, found_near
+from clsim.unknown_fields import unknown_field
 
 LARGEST_FILE = 1 << 20  # bytes of a configuration
 
@@ -33,7 +33,7 @@ class RunConfig:
     """One run with every value set; the runner may still replace `device` and `precision`.
 
     `made` holds the strategy, the scenario and the parts after they are created. All runs of a request share them. It
-    is ignored in comparisons and is not pickled.
+    is ignored in comparisons and is not pickled. `written` is ignored in comparisons, too.
     """
 
     scenario: str
@@ -53,6 +53,9 @@ class RunConfig:
     checkpoint_minutes: float
     data_dir: Path | None
     out: Path
+    written: frozenset[str] = field(
+        default=frozenset(), compare=False, repr=False
+    )  # fields of the strategy in the call
     made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class RunConfig:
             "scenario": {"name": self.scenario, **self.scenario_fields},
             "strategy": {"name": self.strategy, **self.strategy_fields},
         }
-        names = [f.name for f in fields(self) if f.name != "made"]
+        names = [f.name for f in fields(self) if f.compare]
         top = {"with" if name == "parts" else name: getattr(self, name) for name in names}
         lines = [f"{k} = {in_toml(v)}" for k, v in top.items() if k.removesuffix("_fields") not in tables]
         for name, table in tables.items():
@@ -184,6 +187,11 @@ class _Layer:
         """The option's value; None if it is not given, or given as the text ``none``."""
         value = self.options.get(option)
         return None if isinstance(value, str) and value == "none" else value
+
+    def written(self, strategy: str) -> frozenset[str]:
+        """The fields given for a strategy, by its short name."""
+        single = [key for prefix, each in self.single.items() if plugins.short_name(prefix) == strategy for key in each]
+        return frozenset([*self.every, *single])
 
 
 def plan(
@@ -287,7 +295,8 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
     scenario_class = plugins.load("scenarios", scenario)
     strategies = _strategies([*map(absolute, option("strategy"))])
     classes = {name: plugins.load("strategies", strategies[name]) for name in strategies}
-    values, backbones = _presets(classes, option("preset"))
+    preset = option("preset")
+    values, backbones = _presets(classes, preset)
     # a file for several strategies may be run with only one of them
     for layer, others in ((file, _names(file.get("strategy") or ())), (line, [])):
         try:
@@ -309,6 +318,8 @@ def _plan(file: _Layer, line: _Layer) -> list[RunConfig]:
         strategy = _fitting(_once(made, "strategies", full_name, settled), name, parts.values())
         common["backbone"] = backbone or backbones.get(name) or registry.default_backbone(strategy.needs_text)
         common["parts"] = tuple(each.text for each in left)
+        common["preset"] = preset if preset in cls.presets else None
+        common["written"] = line.written(name) & field_types(cls).keys()
         for seed in seeds:
             for stream in streams:
                 configs.append(RunConfig(scenario, stream, full_name, settled, seed=seed, made=made, **common))
@@ -372,7 +383,7 @@ def _assign(
             own = {flag(name) for cls in classes.values() for name in field_types(cls)}
             raise unknown("option", flag(key), {*map(flag, OPTIONS), *own})
         if not owners:
-            raise _homeless(key, value, list(classes.values()), scenario_class, ", ".join(classes), layer.python)
+            raise unknown_field(key, value, classes, scenario_class, layer.python)
         for name in owners:
             values[name][key] = value
     for prefix, table in layer.single.items():
@@ -381,20 +392,3 @@ def _assign(
             values[name].update(table)
         elif name not in map(plugins.short_name, others):
             raise unknown("strategy in this run", prefix, [*values, "scenario"])
-
-
-def _homeless(
-    key: str, value: Any, classes: Sequence[type[Any]], scenario_class: type[Any], names: str, python: bool
-) -> RequestError:
-    """The error for a bare field that no strategy has."""
-    if key in field_types(scenario_class):
-        written = f'**{{"scenario.{key}": {value!r}}}' if python else f"scenario.{key}={value}"
-        return RequestError(f"{key} is a field of the scenario: write {written}")
-    if key.replace("-", "_") in OPTIONS:
-        return RequestError(f"{key} is an option: write {flag(key)} {value}")
-    own = sorted({name for cls in classes for name in field_types(cls)})
-    of_scenario = [name for name in field_types(scenario_class) if name not in own]
-    near = difflib.get_close_matches(key, [*own, *of_scenario], n=1, cutoff=0.4)
-    hint = f" (did you mean {'scenario.' * (near[0] in of_scenario)}{near[0]}?)" if near else ""
-    known = ", ".join([*own, *(f"scenario.{name}" for name in of_scenario)])
-    return RequestError(f"{names} has no field {key!r}{hint}; there are: {known}")

@@ -22,10 +22,17 @@ class RunFailed(RuntimeError):
     """
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known name that is like `name`, at best but for case; empty if none is."""
+    names = list(known)
+    same = [each for each in names if each.casefold() == name.casefold()]
+    return same[:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
-    """An error for an unknown name: it has the nearest known name and the list of names."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+    """An error for an unknown name: it has the nearest known name and the list of names, each once."""
+    names = sorted(set(known))
+    near = nearest(name, names)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return RequestError(f"no {kind} {name!r}{hint}; there are: {', '.join(names) or 'none'}")
 

@@ -81,6 +81,8 @@ class Part:
     short: ClassVar[tuple[str, ...]] = ()  # fields of the short form: ("alpha", "size") allows `--with NAME:0.5:500`
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # other names on the command line, and the fields they set
     adds_to_loss: ClassVar[bool] = False  # whether it adds a term to the training loss
+    replays: ClassVar[bool] = False  # whether all that it does is to add images of a memory to training batches
+    needs_earlier: ClassVar[bool] = False  # whether it changes nothing until an experience has been learned
 
     @property
     def stored_bytes(self) -> int:

@@ -9,10 +9,11 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clsim.errors import RequestError, unknown
+from clsim.errors import RequestError, nearest, unknown
 
 T = TypeVar("T")
 LONGEST = 100  # characters of a value in error messages
+MOST_LISTED = 20  # names of fields in error messages
 LARGEST = 2**63 - 1  # of whole numbers: files, torch and NumPy hold no larger ones
 
 
@@ -137,7 +138,7 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
         types = field_types(cls)
         for key in values:
             if key not in types:
-                raise unknown("field", key, types)
+                raise _no_field(key, cls, name)
         if not is_dataclass(cls):
             _require_no_arguments(cls)
         for key in _required(cls):
@@ -149,6 +150,30 @@ def make(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     except (Exception, SystemExit) as error:  # any other mistake in a plug-in
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RequestError(f"{name}: __post_init__ of {cls.__name__} failed: {reason}") from error
+
+
+def _no_field(key: str, cls: type[Any], name: str) -> RequestError:
+    """The error for an unknown field. A plug-in that has many has its own listed, not those of every plug-in."""
+    types = field_types(cls)
+    if len(own_fields(cls)) == len(types):
+        return unknown("field", key, types)
+    near = nearest(key, types)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return RequestError(f"no field {key!r}{hint}; {fields_in_short({name: cls})}")
+
+
+def fields_in_short(classes: Mapping[str, type[Any]]) -> str:
+    """The own fields of plug-ins if they are few, and the command that shows all."""
+    own = list(dict.fromkeys(field for cls in classes.values() for field in own_fields(cls)))
+    listed = f"own fields: {', '.join(own)}; " if 0 < len(own) <= MOST_LISTED else ""
+    return f"{listed}all: {', '.join(f'`clsim show {name}`' for name in list(classes)[:3])}"
+
+
+def own_fields(cls: type[Any]) -> list[str]:
+    """The fields that are not in the base class of all plug-ins of its kind; all if `cls` inherits none."""
+    bases = [each for each in cls.__mro__ if is_dataclass(each)]
+    shared = field_types(bases[-1]) if len(bases) > 1 else {}
+    return [name for name in field_types(cls) if name not in shared]
 
 
 def _require_no_arguments(cls: type[Any]) -> None:

@@ -50,7 +50,7 @@ def about(name: str) -> str:
         return _backbone(name)
     kinds = plugins.kinds(name)
     if not kinds:
-        known = [*registry.BUNDLED, *(each for kind in plugins.KINDS for each in plugins.names(kind))]
+        known = [*registry.BUNDLED, *(each for kind in plugins.KINDS for each in plugins.names(kind, aliases=True))]
         raise unknown("strategy, scenario, part or backbone", name, known)
     return "\n\n".join(_plugin(plugins.describe(kind, name)) for kind in kinds)
 

@@ -54,10 +54,11 @@ def named_part(text: str) -> NamedPart:
 def _short(head: str, name: str, described: plugins.Description) -> list[tuple[str, str]]:
     """The fields whose values are written after a part's name: ``der:0.5:0.5:500``."""
     values = head[len(name) :].split(":")[1:]
-    if values and len(values) != len(described.short):
+    if values and (len(values) != len(described.short) or "" in values):
         shapes = [":".join((name, *map(str.upper, described.short)))] if described.short else []
         shapes += [f"{name},{each.name}=VALUE" for each in described.fields[:1]]
-        raise RequestError(f"--with {head}: write {' or '.join(shapes or [name])}")
+        shown = repr(head) if head.endswith(":") else head
+        raise RequestError(f"--with {shown}: write {' or '.join(shapes or [name])}")
     return list(zip(described.short, values, strict=True)) if values else []
 
 

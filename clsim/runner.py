@@ -27,7 +27,7 @@ from clsim.data.streams import Benchmark, DataAccess
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
-from clsim.field_values import defaults
+from clsim.field_values import defaults, in_toml
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
@@ -53,7 +53,7 @@ def run(**options: Any) -> Run | list[Run]:
     toml = options.pop("config", None)
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}
     configs = config.plan(known, options, None if toml is None else Path(toml))
-    runs = run_all(configs, fresh=fresh, quiet=quiet, refuse_unused=toml is None)
+    runs = run_all(configs, fresh=fresh, quiet=quiet)
     return runs[0] if len(runs) == 1 else runs
 
 
@@ -72,15 +72,13 @@ def run_all(
     fresh: bool = False,
     quiet: bool = False,
     dry_run: bool = False,
-    refuse_unused: bool = True,
 ) -> list[Run]:
     """Run every configuration in turn; finished ones are only read. With `dry_run` nothing is run; the list is empty.
 
-    Raises RequestError before the first run if a strategy does not fit its backbone or the scenario, or, with
-    `refuse_unused`, if a field is set that none of the strategies uses. (A file of settings may have such fields: that
-    of a run has every field, also those given for another strategy of its command.)
+    Raises RequestError before the first run if a strategy does not fit its backbone or the scenario, or if a field is
+    given that none of the strategies uses. (A file of settings may have such fields: that of a run has every field,
+    also those given for another strategy of its command.)
     """
-    request = configs if refuse_unused else None
     firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
     if not dry_run:  # the first one is checked when it runs
         firsts.pop(configs[0].strategy, None)
@@ -88,17 +86,34 @@ def run_all(
     for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
         with torch_settings(wanted.threads):
             job = Job.prepare(wanted, shared)
-            if request is not None:
-                unused.refuse(wanted, job.benchmark.info, request)
+            shared.refuse_unused(job, configs)
             job.learner()
     if not dry_run:
-        return [_run(wanted, shared, fresh, quiet, request) for wanted in configs]
+        return [_run(wanted, shared, fresh, quiet, configs) for wanted in configs]
+    first = ""
     for wanted in configs:
         job = Job.prepare(wanted, shared)
         if not quiet:
             shared.tell(job)
-        print(f"{job.directory}{' (finished)' if job.finished else ''}\n{job.config.to_toml()}")
+        text = job.config.to_toml()
+        print(f"{job.directory}{' (finished)' if job.finished else ''}\n{_differences(first, text) if first else text}")
+        first = first or text
     return []
+
+
+def _differences(first: str, other: str) -> str:
+    """In one line, the settings of a run that differ from those of the first run; both are texts in TOML."""
+    before, now = map(_settings, (first, other))
+    changed = (f"{name} = {in_toml(value)}" for name, value in now.items() if before.get(name) != value)
+    return f"  other than the first: {', '.join(changed)}"
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Every value of a TOML file; those of a table as ``strategy.lr``."""
+    tree = tomllib.loads(text)
+    tables = {name: each for name, each in tree.items() if isinstance(each, dict)}
+    plain = {name: value for name, value in tree.items() if name not in tables}
+    return plain | {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
 
 
 def _run(
@@ -108,7 +123,7 @@ def _run(
     with torch_settings(wanted.threads):
         job = Job.prepare(wanted, shared)
         if request is not None:
-            unused.refuse(wanted, job.benchmark.info, request)
+            shared.refuse_unused(job, request)
         if not quiet:
             shared.tell(job)
         return job.execute(fresh=fresh, quiet=quiet)
@@ -124,6 +139,7 @@ class Shared:
         self.fingerprints: dict[tuple[object, ...], str] = {}
         self.benchmarks: dict[str, tuple[Benchmark, list[found.Record]]] = {}
         self.told: set[str] = set()
+        self.notes: dict[str, list[str]] = {}  # strategy -> what has no effect on it, but on another one
 
     def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
         """A separate copy of the backbone, because it may be trained, and its fingerprint."""
@@ -148,11 +164,17 @@ class Shared:
                 self.benchmarks[key] = made, found.record(made, data.found)
         return self.benchmarks[key]
 
+    def refuse_unused(self, job: "Job", request: Sequence[RunConfig]) -> None:
+        """Raises RequestError for a field that is given and that no strategy uses, once for each strategy."""
+        if job.config.strategy not in self.notes:
+            self.notes[job.config.strategy] = unused.refuse(job, request, Job.prepare)
+
     def tell(self, job: "Job") -> None:
-        """Print what was found, once for each data set, and what a strategy lacks there, once for each strategy."""
+        """Print what was found, once for each data set, and what has no effect on a strategy or is not there for it."""
         strategy, (first, *others) = plugins.short_name(job.config.strategy), found.lines(job.records)
         texts = ["\n".join([f"{job.directory.parts[-3]}: {first}", *others])]
         texts += [f"{strategy}: {text}" for text in job.strategy.lacks(job.benchmark.info)]
+        texts += self.notes.get(job.config.strategy, [])
         for text in texts:
             if text not in self.told:
                 self.told.add(text)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clsim import checked
+from clsim import checked, field_reads
 from clsim.backbones.towers import Tower
 from clsim.data.transforms import Augmentation, InputSpec, Transforms
-from clsim.errors import RequestError
 from clsim.events import Part, State, Step
 
 if TYPE_CHECKING:
@@ -192,21 +189,26 @@ class Strategy(Part):
     def unused(self, info: StreamInfo) -> dict[str, str]:
         """Fields that change nothing on this stream, with the other fields as they are -> why; refused if they are set.
 
-        A field of the base class that the method's own file reads counts as used.
+        A field of the base class counts as used if the method's own file reads it.
         """
-        found: dict[str, str] = {}
+        own, found = type(self), dict[str, str]()
+        crops = ["crop_min", "crop_interpolation"]
+        crops += ["transforms"] if self.transforms == "tensorflow" else []  # torchvision's also round evaluation images
         if not self.has_gradients:
-            found |= dict.fromkeys(OF_STEPS, "it takes no training steps")
+            found |= dict.fromkeys((*OF_STEPS, *crops), "it takes no training steps")
         elif "images" not in checked.inputs(self) and not self.feature_views():
-            found |= dict.fromkeys(("crop_min", "crop_interpolation"), "it learns from features of whole images")
+            found |= dict.fromkeys(crops, "it learns from features of whole images")
         if self.optimizer != "sgd":
             found.setdefault("momentum", f"optimizer={self.optimizer} has none")
         if self.warmup_epochs == 0:
             found.setdefault("warmup_lr", "warmup_epochs is 0")
-        if type(self).configure_optimizer is not Strategy.configure_optimizer:  # it may read any of them, anywhere
+        elif self.warmup_epochs >= self.epochs and own.learning_rate_at is Strategy.learning_rate_at:
+            why = f"warmup_epochs={self.warmup_epochs} leaves none of {self.epochs} epochs for it"
+            found = dict.fromkeys(("lr", "schedule"), why) | found
+        if own.configure_optimizer is not Strategy.configure_optimizer:  # it may read any of them, anywhere
             found = {name: why for name, why in found.items() if name not in OF_OPTIMIZER}
-        own = "".join(_source(each) for each in type(self).__mro__ if each not in Strategy.__mro__)
-        return {name: why for name, why in found.items() if f".{name}" not in own}
+        read = field_reads.of_class(own, Strategy)
+        return {name: why for name, why in found.items() if name not in read}
 
     # the optimizer
 
@@ -247,25 +249,22 @@ class Strategy(Part):
         """The trained parameters with their rates: of the backbone, of the classifier, and all others."""
         if self.head_lr == self.backbone_lr == 1:
             return [{"params": [p for p in learner.parameters() if p.requires_grad]}]
-        inside = {id(p) for module in learner.modules() if isinstance(module, Tower) for p in module.parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in learner.named_parameters():
-            if parameter.requires_grad:
-                of_head = not {"head", "heads"}.isdisjoint(name.split("."))
-                factor = self.backbone_lr if id(parameter) in inside else self.head_lr if of_head else 1.0
-                groups.setdefault(factor, []).append(parameter)
-        for name in ("head_lr", "backbone_lr"):
-            if getattr(self, name) != 1 and getattr(self, name) not in groups:
-                raise RequestError(f"{name}={getattr(self, name)} has no effect here: no such weights are trained")
+        for parameter, field in rate_fields(learner):
+            groups.setdefault(getattr(self, field) if field else 1.0, []).append(parameter)
         return [{"params": group, "lr": factor * self.learning_rate} for factor, group in groups.items()]
 
 
-def _source(cls: type[Any]) -> str:
-    """The text of the file in which a class is written; empty if there is none."""
-    try:
-        return inspect.getsource(sys.modules[cls.__module__])
-    except (KeyError, OSError, TypeError):
-        return ""
+def rate_fields(learner: nn.Module) -> list[tuple[nn.Parameter, str]]:
+    """Each trained parameter with the field that is a factor of its rate: "backbone_lr", "head_lr", or none ("")."""
+    inside = {id(p) for module in learner.modules() if isinstance(module, Tower) for p in module.parameters()}
+    found = []
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            of_head = not {"head", "heads"}.isdisjoint(name.split("."))
+            field = "backbone_lr" if id(parameter) in inside else "head_lr" if of_head else ""
+            found.append((parameter, field))
+    return found
 
 
 def waits_for_boundaries(part: Part) -> bool:

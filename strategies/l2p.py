@@ -115,6 +115,11 @@ class L2P(KeyedPools):
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} prompts cannot be selected from a pool of pool_size={self.pool_size}")
 
+    def unused(self, info: StreamInfo) -> dict[str, str]:
+        why = "each image selects its prompts; selection_train=batch or selection_test=batch has votes"
+        votes = "batch" in (self.selection_train, self.selection_test)
+        return super().unused(info) | ({} if votes else dict.fromkeys(("voters", "vote_ties"), why))
+
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return PromptedTower(backbone.image, info.num_classes, self)
 

@@ -52,7 +52,7 @@ def test_fields_may_stand_anywhere(runner: Any, tmp_path: Path) -> None:
     arguments = ["top_k=3", "--seed", "0,1", "scenario.train_per_class=5", "--data-dir", "a=b", "--quiet", "lr=-0"]
     assert cli.main(["run", *arguments, "--with=er:5", "--out", str(tmp_path), "pull=0.1"]) == 0
     ((configs, how),) = runner.calls
-    assert how == {"fresh": False, "quiet": True, "dry_run": False, "refuse_unused": True}
+    assert how == {"fresh": False, "quiet": True, "dry_run": False}
     assert [each.seed for each in configs] == [0, 1]
     first = configs[0]
     assert (first.strategy_fields["top_k"], first.strategy_fields["pull"], first.strategy_fields["lr"]) == (3, 0.1, 0.0)
@@ -65,7 +65,7 @@ def test_options_reach_the_plan(runner: Any) -> None:
     options += ["--batch-size", "8", "--device", "cpu", "--precision", "bf16", "--threads", "1", "--preset", "paper"]
     assert cli.main(["run", *options, "--fresh", "--dry-run"]) == 0
     ((configs, how),) = runner.calls
-    assert how == {"fresh": True, "quiet": False, "dry_run": True, "refuse_unused": True}
+    assert how == {"fresh": True, "quiet": False, "dry_run": True}
     assert [each.strategy for each in configs] == ["finetune", "l2p"]
     for each in configs:
         assert (each.backbone, each.device, each.precision, each.threads) == ("vit_nano", "cpu", "bf16", 1)
@@ -127,6 +127,15 @@ def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.Monkey
     ("arguments", "message"),
     [
         (["run", "topk=3"], "l2p has no field 'topk' (did you mean top_k?)"),
+        (
+            ["run", "--strategy", "source_only", "trade_off=0.5"],
+            "source_only has no field 'trade_off' (cdan, dann, mcc have one); own fields: tune; "
+            "all: `clsim show source_only`",
+        ),
+        (["run", "--strategy", "ncm", "--with", "er:"], "error: --with 'er:': write er:SIZE or er,size=VALUE"),
+        (["run", "--with", "der:1::5"], "error: --with der:1::5: write der:ALPHA:BETA:SIZE or der,alpha=VALUE"),
+        (["show", "nothing"], "domainnet, dualprompt, er, er_per_class, ewc, finetune,"),
+        (["show", "er_per_clas"], "(did you mean 'er_per_class'?)"),
         (["run", "train_per_class=3"], "write scenario.train_per_class=3"),
         (["run", "--sed", "0"], "no option '--sed' (did you mean '--seed'?)"),
         (["run", "--sed=0"], "no option '--sed' (did you mean '--seed'?)"),

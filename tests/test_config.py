@@ -200,7 +200,7 @@ def test_every_strategy_with_every_seed_once(toys: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "fields", "message"),
     [
-        ({}, ["sise=1"], r"^one, two has no field 'sise' \(did you mean size\?\); there are: alpha, .*scenario.pairs"),
+        ({}, ["sise=1"], r"^one, two has no field 'sise' \(did you mean size\?\); own fields: .*alpha"),
         ({}, ["pairs=1"], "^pairs is a field of the scenario: write scenario.pairs=1$"),
         ({}, ["pair=1"], r"did you mean scenario.pairs\?"),
         ({}, ["seed=1"], "^seed is an option: write --seed 1$"),

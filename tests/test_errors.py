@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clsim import checkpoint
-from clsim.errors import WriteFailed, writing
+from clsim.errors import WriteFailed, unknown, writing
 
 
 def test_a_full_disk_names_the_file_and_what_it_needs(tmp_path):
@@ -52,3 +52,8 @@ def test_a_checkpoint_that_does_not_fit_names_itself_and_the_one_before_stays(tm
         checkpoint.write_text(tmp_path / "summary.json", "x" * 2000)
     assert checkpoint.load(tmp_path)["x"].tolist() == [0, 0]
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_names_are_listed_once_each():
+    assert str(unknown("part", "x", ["er", "l2p", "er"])) == "no part 'x'; there are: er, l2p"
+    assert str(unknown("part", "L2P", ["er", "l2p"])).startswith("no part 'L2P' (did you mean 'l2p'?)")

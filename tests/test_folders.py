@@ -79,6 +79,18 @@ def test_a_class_with_too_few_images_for_the_cut_is_named(tmp_path, plant):
         Folder(classes_per_experience=3).build(DataAccess(tmp_path, tmp_path / ".cache", 8))
 
 
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_a_small_class_is_cut_so_that_it_has_test_images(tmp_path, plant, count):
+    names = [f"c{i:02}" for i in range(40)]  # the hash alone leaves some of 40 without test images
+    plant(tmp_path, *names, count=count)
+    learned, tested = read_tree(tmp_path)
+    assert set(classes(learned)) == set(classes(tested)) == set(names)
+    assert all(classes(learned)[name] + classes(tested)[name] == count for name in names)
+    assert min(*classes(learned).values(), *classes(tested).values()) >= 1
+    again = read_tree(tmp_path)
+    assert (again[0].names, again[1].names) == (learned.names, tested.names)
+
+
 def test_splits_are_never_classes(tmp_path, plant):
     plant(tmp_path, "ant/Train", "ant/Test", "bee/Train", "bee/Test")
     with pytest.raises(RequestError, match="ant has folders of splits in it; a class folder must be in a split's"):

@@ -443,8 +443,3 @@ def test_logits_that_are_no_numbers_are_no_result(make_loop):
     with pytest.raises(RunFailed, match=r"the logits are not finite on .* after experience 2"):
         loop.run()
     assert len(loop.state.correct) == 1, "no row of counts is made of them"
-
-
-def test_a_rate_of_weights_that_do_not_learn_is_refused(make_loop):
-    with pytest.raises(RequestError, match=r"backbone_lr=0\.1 has no effect here"):
-        make_loop(backbone_lr=0.1).run()

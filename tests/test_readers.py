@@ -199,6 +199,23 @@ def test_held_out_depends_on_the_name_alone():
     assert not held_out(names, 0).any()
 
 
+def test_every_class_of_two_or_more_has_both_training_and_test_images():
+    """`few` and `all` are names that the hash alone would leave without test images, and without training images."""
+    names = [f"{i}.png" for i in range(400)]
+    plain = held_out(names)
+    few, every = np.flatnonzero(~plain)[:20], np.flatnonzero(plain)[:3]
+    others = np.setdiff1d(np.arange(400), [*few, *every, 399])
+    labels = np.full(400, 3)
+    labels[few], labels[every], labels[399] = 0, 1, 2
+    chosen = held_out(names, labels=labels)
+    assert chosen[few].sum() == chosen[every].sum() == 1
+    assert (chosen[others] == plain[others]).all() and chosen[399] == plain[399], "the rest is as it was"
+    draw = np.random.default_rng(0).permutation(400)
+    assert (held_out([names[i] for i in draw], labels=labels[draw]) == chosen[draw]).all(), "in any order"
+    alone = held_out([names[i] for i in few], labels=labels[few])
+    assert (alone == chosen[few]).all(), "other classes do not change it"
+
+
 def test_fingerprints_follow_the_content_and_not_the_place(tmp_path, write_parquet, encode):
     file = write_parquet(tmp_path / "a" / "train.parquet", pictures(2), [0, 1])
     moved = tmp_path / "b" / "renamed.parquet"

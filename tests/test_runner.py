@@ -402,6 +402,20 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert "vit_nano-s0-" in capsys.readouterr().out
 
 
+def test_a_dry_run_of_several_shows_all_settings_once_and_then_what_differs(tmp_path, capsys):
+    asked = {"strategy": "linear,ncm,er", "seed": "0-2", "backbone": "vit_nano", "out": tmp_path}
+    configs = config.plan(asked, {"linear.weight_decay": 0.5}, None)
+    runner.run_all(configs, dry_run=True, quiet=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 80 and sum(line.startswith("[strategy]") for line in lines) == 1
+    folders = [line for line in lines if line.startswith(str(tmp_path))]
+    assert len(set(folders)) == 9 and "weight_decay = 0.5" in lines
+    assert lines[lines.index(folders[1]) + 1] == "  other than the first: seed = 1"
+    last = lines[lines.index(folders[8]) + 1]
+    assert last.startswith('  other than the first: seed = 2, strategy.name = "er", ')
+    assert "strategy.weight_decay = 0.0" in last and "strategy.memory = 500" in last and "strategy.momentum" not in last
+
+
 def test_environment_is_written_down(tmp_path):
     run = small(strategy="ncm", out=tmp_path)
     env = json.loads((run.directory / "env.json").read_text())

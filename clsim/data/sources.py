@@ -166,21 +166,30 @@ def train_and_test(
 ) -> tuple[Source, Source]:
     """Training and test images of a source without splits: a fixed fifth is for testing, by a hash of its names."""
     source = source.noted(note)
-    testing = held_out(source.names)
+    testing = held_out(source.names, labels=source.labels)
     return source.take(~testing).noted(split="train (80 %)"), source.take(testing).noted(split="test (20 %)")
 
 
-def held_out(names: Sequence[str], share: float = 0.2) -> NDArray[np.bool_]:
-    """(N,) true for about `share` of the names, by their hash: other images do not change the choice."""
-    limit = int(share * 2**32)
+def held_out(names: Sequence[str], share: float = 0.2, labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """(N,) true for about `share` of the names, by their hash: other images do not change the choice.
+
+    With (N,) `labels`, a class of two or more images has at least one of each kind: if all would be of one kind, the
+    image with the lowest hash is held out, and no other.
+    """
     hashes = (hashlib.blake2b(name.encode(errors="backslashreplace"), digest_size=4).digest() for name in names)
-    return np.array([int.from_bytes(h, "big") < limit for h in hashes], dtype=bool)
+    numbers = np.array([int.from_bytes(h, "big") for h in hashes], dtype=np.int64)
+    chosen = numbers < int(share * 2**32)
+    for rows in (np.flatnonzero(labels == each) for each in np.unique(labels)) if labels is not None else ():
+        if len(rows) > 1 and len(set(chosen[rows].tolist())) == 1:
+            first = min(rows.tolist(), key=lambda row: (numbers[row], names[row]))
+            chosen[rows] = rows == first
+    return chosen
 
 
 def cut(source: Source, where: Path, note: str) -> tuple[Source, Source]:
     """Training and test images of a source without splits; `note` says so, and by what its names are hashed.
 
-    Raises RequestError for a class that has only training or only test images; with domains, it is noted.
+    Raises RequestError for a class of one image, which cannot have both; with domains, it is noted.
     """
     train, test = train_and_test(source, note)
     per_class = (np.bincount(part.labels, minlength=len(source.class_names)).tolist() for part in (train, test))

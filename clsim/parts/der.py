@@ -29,6 +29,7 @@ class Der(Part):
 
     short: ClassVar[tuple[str, ...]] = ("alpha", "beta", "size")
     adds_to_loss: ClassVar[bool] = True
+    needs_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_weight("alpha", self.alpha)

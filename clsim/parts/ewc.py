@@ -31,6 +31,7 @@ class Ewc(Part):
 
     short: ClassVar[tuple[str, ...]] = ("strength",)
     adds_to_loss: ClassVar[bool] = True
+    needs_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_weight("strength", self.strength)

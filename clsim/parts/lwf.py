@@ -27,6 +27,7 @@ class Lwf(Part):
 
     short: ClassVar[tuple[str, ...]] = ("alpha",)
     adds_to_loss: ClassVar[bool] = True
+    needs_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_weight("alpha", self.alpha)

@@ -19,6 +19,8 @@ class Reservoir(Part):
     """
 
     needs_boundaries = False
+    replays = True
+    needs_earlier = True
 
     def __init__(self, capacity: int, per_class: bool = False) -> None:
         """`capacity`: images in total, or per class. Raises ValueError if it is below 1."""

@@ -314,6 +314,15 @@ def _like(folder: Path, file: Path) -> Path:
     return (same or kind or files_below(folder))[0]
 
 
+def _fine(path: Path, pristine: Path) -> bool:
+    """Whether a file is as it was, or a bank's flags are, but for some that are gone: those blocks count as never
+    filled and are computed again."""
+    if not path.is_file() or path.stat().st_size != pristine.stat().st_size:
+        return False
+    now, before = path.read_bytes(), pristine.read_bytes()
+    return now == before or (path.name == "filled" and all(a in (0, b) for a, b in zip(now, before, strict=True)))
+
+
 def finished_runs(report: Report, case: Case, other: Path, share: float, draw: random.Random) -> None:
     """Damage each file of a finished run; then read it, verify it, and repeat its command."""
     pristine = case.root / "finished"
@@ -322,9 +331,7 @@ def finished_runs(report: Report, case: Case, other: Path, share: float, draw: r
     for name, file, way in trials(pristine, other, share, draw):
         restored(pristine, case.directory)
         ways[way](case.directory / file)
-        same = (case.directory / file).is_file() and (case.directory / file).read_bytes() == (
-            pristine / file
-        ).read_bytes()
+        same = _fine(case.directory / file, pristine / file)
         ended = case.read()
         report.add("finished run is read", name, case.judged(ended), ended)
         ended = command("verify", case.directory, cache=case.cache)
@@ -388,15 +395,6 @@ def caches(report: Report, case: Case, other: Path, share: float, draw: random.R
         ended = command("cache", "--verify", cache=case.cache)
         outcome = TRACEBACK if ended.crashed else RIGHT if (ended.status == cli.FAILED) is not fine else WRONG
         report.add("cache is verified", name, outcome, ended)
-
-
-def _fine(path: Path, pristine: Path) -> bool:
-    """Whether a file of the cache is as it was, or a bank's flags are, but for some that are gone: those blocks count
-    as never filled and are computed again."""
-    if not path.is_file() or path.stat().st_size != pristine.stat().st_size:
-        return False
-    now, before = path.read_bytes(), pristine.read_bytes()
-    return now == before or (path.name == "filled" and all(a in (0, b) for a, b in zip(now, before, strict=True)))
 
 
 # full disks
