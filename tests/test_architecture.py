@@ -30,7 +30,7 @@ FLOORS = [
     {"parts"},
     {"backbones"},
     {"data"},
-    {"hardware", "checksums", "rundir", "checked"},
+    {"hardware", "checksums", "rundir", "checked", "hub"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
     {"errors", "sealed", "version", "openmp", "terminal"},
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clsim.errors import RequestError
+from clsim.hub import why
 
 WEIGHTS = Path(__file__).parent / "weights"
 TOLERANCE = 1e-3  # relative difference between a tower's features and the library's
@@ -189,10 +190,10 @@ def load_into(model: torch.nn.Module, weights: dict[str, Tensor], origin: str) -
 
 
 def no_weights(name: str, error: Exception) -> RequestError:
-    """The error for unavailable weights, with one message for all causes: no network, unknown tag, missing file."""
+    """The error for weights that cannot be downloaded."""
     return RequestError(
-        f"the weights of {name!r} are not available here ({type(error).__name__}): run once with network access "
-        f"(they are kept in the Hub's cache), or give a local file with --weights FILE"
+        f"the weights of {name!r} cannot be downloaded: {why(error)}. Run once with network access (they are kept in "
+        f"the Hub's cache), or give a local file with --weights FILE"
     )
 
 

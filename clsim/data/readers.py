@@ -16,6 +16,7 @@ from clsim.data.raw import Raw, Wanted
 from clsim.data.shards import SHARD, check_shards
 from clsim.data.sources import Found, Source, held_out, require_file
 from clsim.errors import RequestError
+from clsim.hub import why
 
 __all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
 
@@ -73,8 +74,8 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
         )
     except Exception as error:  # the Hub's client raises many types, which all mean the same for a user
         raise RequestError(
-            f"{looked}, and the Hub's {hub.repository} (revision {hub.revision}) is not available here "
-            f"({type(error).__name__}): on a machine with network access run `hf download {hub.repository} "
+            f"{looked}, and the Hub's {hub.repository} (revision {hub.revision}) cannot be downloaded: {why(error)}. "
+            f"On a machine with network access run `hf download {hub.repository} "
             f"--repo-type dataset --revision {hub.revision}`, and put its {pattern} into {folder}/ below "
             f"--data-dir (or CLSIM_DATA_DIR)"
         ) from error
