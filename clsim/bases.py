@@ -14,7 +14,7 @@ from clsim.parts.heads import HeadStart
 from clsim.parts.learners import Where, tuned
 from clsim.parts.prompt_pools import Progress
 from clsim.parts.text import start_training
-from clsim.strategy import Mask, Optimizer, Schedule, Strategy
+from clsim.strategy import MOST_RATE, Mask, Optimizer, Schedule, Strategy
 
 
 @dataclass(kw_only=True)
@@ -76,6 +76,7 @@ class PromptPools(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, "lr_base")
+        self.at_most(MOST_RATE, "lr_base")
 
     def reads(self) -> set[str]:
         return {"images", "features"}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000  # in a batch
+MOST_RATE = 1e30  # optimizers divide rates by small numbers, and the result must be a number in float32
 OF_STEPS = (
     *("optimizer", "lr", "head_lr", "backbone_lr", "schedule", "warmup_epochs", "warmup_lr", "momentum"),
     *("weight_decay", "clip_grad", "mask", "label_smoothing", "drop_last", "crop_min"),
@@ -75,9 +76,9 @@ class Strategy(Part):
     def __post_init__(self) -> None:
         self.at_least(1, "epochs", "batch_size")
         self.at_least(0, "lr", "head_lr", "backbone_lr", "warmup_epochs", "warmup_lr", "weight_decay", "clip_grad")
-        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", MOST_IMAGES)):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
+        self.at_most(MOST_EPOCHS, "epochs")
+        self.at_most(MOST_IMAGES, "batch_size")
+        self.at_most(MOST_RATE, "lr", "head_lr", "backbone_lr", "warmup_lr", "weight_decay")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum}")
         if not 0 < self.crop_min <= 1:
@@ -93,6 +94,13 @@ class Strategy(Part):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, not {value}")
+
+    def at_most(self, high: float, *names: str) -> None:
+        """Raises ValueError if one of these fields has a value above `high`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value > high:
+                raise ValueError(f"{name} must be at most {high}, not {value}")
 
     # what it needs
 

@@ -367,6 +367,8 @@ def test_closed_stdout_exits_quietly() -> None:
         ("--strategy dualprompt pull=-1", "dualprompt: pull must be at least 0, not -1.0"),
         (f"--epochs {10**30}", "l2p: epochs must be a whole number, not '1000000000000000000000000000000'"),
         ("--epochs 10000000", "l2p: epochs must be at most 1000000, not 10000000"),
+        ("lr_base=1e38", "l2p: lr_base must be at most 1e+30, not 1e+38"),
+        ("--strategy linear lr=1e39", "linear: lr must be at most 1e+30, not 1e+39"),
         (f"--epochs {'9' * 5000}", "l2p: epochs must be a whole number, not '9999"),
         (f"--with er:{10**30}", "size must be a whole number"),
         ("--with er:0", "a rehearsal memory holds at least 1 image, not 0"),
