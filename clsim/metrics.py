@@ -209,7 +209,7 @@ def mean_and_interval(values: ArrayLike) -> tuple[float, float | None]:
         raise ValueError("there is no mean of no values")
     if sample.size == 1:
         return float(sample.mean()), None
-    from scipy.stats import t as student  # late: scipy.stats takes a second to import
+    from scipy.special import stdtrit  # Student's t; late, and not from scipy.stats, which takes a second to import
 
     error = sample.std(ddof=1) / np.sqrt(sample.size)
-    return float(sample.mean()), float(student.ppf(0.975, sample.size - 1) * error)
+    return float(sample.mean()), float(stdtrit(sample.size - 1, 0.975) * error)
