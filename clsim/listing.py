@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from clsim.errors import RequestError, unknown
 
 SECTIONS = ("scenarios", "strategies", "parts", "backbones")
 CACHED = ("tables", "features")  # folders of the cache
+NOTES = "finished"  # the folder of `clsim.known`
 
 
 def names(section: str | None = None, plain: bool = False) -> str:
@@ -139,6 +141,7 @@ def cache(folder: Path) -> str:
 def clear_cache(folder: Path) -> str:
     """Empty the cache; returns a list of what was removed. Entries that another process is just making stay."""
     rows = []
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
     for entry in _entries(folder):
         text = size_text(size(entry))
         removed = entries.remove(entry)
