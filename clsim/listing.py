@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -141,7 +140,8 @@ def cache(folder: Path) -> str:
 def clear_cache(folder: Path) -> str:
     """Empty the cache; returns a list of what was removed. Entries that another process is just making stay."""
     rows = []
-    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    for note in (folder / NOTES).glob("*"):
+        note.unlink(missing_ok=True)
     for entry in _entries(folder):
         text = size_text(size(entry))
         removed = entries.remove(entry)
