@@ -20,6 +20,7 @@ from clsim.errors import RequestError, writing
 from clsim.sealed import CHANGED, file_digest, sealed, unsealed
 
 TENSOR, ITEMS = "__tensor__", "__items__"
+PLAIN = {int, float, str, bool, type(None)}
 
 
 def save(folder: Path, tree: Any, name: str = "state") -> None:
@@ -106,7 +107,8 @@ def _strip(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {key: _strip(item, tensors) for key, item in value.items()}
         return {ITEMS: [[key, _strip(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_strip(item, tensors) for item in value]
+        # counts of long streams are many lists of plain values, saved after each experience
+        return list(value) if PLAIN.issuperset(map(type, value)) else [_strip(item, tensors) for item in value]
     return value
 
 

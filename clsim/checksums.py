@@ -4,6 +4,7 @@ The file has the size and the digest of every other file of the run directory, a
 says that there are checksums (`MARK`): runs of earlier versions have none, and are read as they are.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,27 @@ def text_for(directory: Path, last: Mapping[str, str]) -> str:
     return sealed({"files": files})
 
 
+def _stored(directory: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of each file, by name. Raises _Unreadable."""
+    try:
+        stored: dict[str, Any] = unsealed((directory / CHECKSUMS).read_text(encoding="utf-8"))["files"]
+        return {name: (int(size), str(code)) for name, (size, code) in stored.items()}
+    except FileNotFoundError as error:
+        raise _Unreadable(f"{CHECKSUMS} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Unreadable(f"{CHECKSUMS} cannot be read ({type(error).__name__})") from error
+
+
+class _Unreadable(Exception):
+    """There are no checksums to compare with; the text says why."""
+
+
 def faults(directory: Path, names: Iterable[str] | None = None) -> list[str]:
     """What is wrong with these files of a finished run that has checksums, one text a file; None: with all files."""
-    path = directory / CHECKSUMS
     try:
-        stored: dict[str, Any] = unsealed(path.read_text(encoding="utf-8"))["files"]
-        entries = {name: (int(size), str(code)) for name, (size, code) in stored.items()}
-    except FileNotFoundError:
-        return [f"{CHECKSUMS} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{CHECKSUMS} cannot be read ({type(error).__name__})"]
+        entries = _stored(directory)
+    except _Unreadable as error:
+        return [str(error)]
     found = []
     for name in entries if names is None else names:
         if name not in entries:
@@ -62,6 +74,23 @@ def require(directory: Path, *names: str) -> None:
     """
     if (directory / CHECKSUMS).exists() and (found := faults(directory, names)):
         raise RequestError(f"{directory} is broken: {found[0]}; {WAY_OUT}")
+
+
+def contents(directory: Path, *names: str) -> dict[str, bytes]:
+    """The bytes of these files of a finished run, by name, each read once. Raises RequestError as `require` does.
+
+    Files of a run without `checksums.json` are left out where they cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            found[name] = (directory / name).read_bytes()
+    with contextlib.suppress(_Unreadable):
+        entries = _stored(directory)
+        if all(name in found and entries.get(name) == (len(found[name]), digest(found[name])) for name in names):
+            return found
+    require(directory, *names)  # something is wrong: it says what
+    return found
 
 
 def unfinished_faults(directory: Path) -> list[str]:

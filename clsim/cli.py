@@ -175,14 +175,22 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 
 
 def _run(given: argparse.Namespace) -> int:
-    from clsim import config  # late, like the imports below: it loads plug-ins, which takes seconds
+    from clsim import known  # late, like the imports below: NumPy
 
     options = {name: getattr(given, name) for name in OPTIONS}
-    configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
-    from clsim import runner
+    asked = known.request(options, given.fields, given.config)
+    runs = None if given.fresh or given.dry_run else known.find(asked)
+    if runs is None:
+        from clsim import config  # it loads plug-ins, which takes seconds
 
-    how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
-    runs = runner.run_all(configs, **how)
+        configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
+        from clsim import runner
+
+        how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
+        runs = runner.run_all(configs, **how)
+        known.keep(asked, configs, runs)
+    elif not given.quiet:
+        known.show(runs)
     if len(runs) > 1:
         from clsim import compare
 

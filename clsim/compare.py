@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,11 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     Raises RequestError for a path without runs, and if runs are broken, with the names of the first.
     """
     directories = rundir.below(paths)
-    finished = [path for path in directories if (path / rundir.SUMMARY).exists()]
-    runs, broken = [], []
-    for path in finished:
+    runs, broken, unfinished = [], [], []
+    for path in directories:
+        if not (path / rundir.SUMMARY).exists():
+            unfinished.append(path)
+            continue
         try:
             runs.append(load(path))
         except RequestError as error:
@@ -120,7 +122,7 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     if broken:  # no table without them: a mean that has lost a seed looks like any other
         more = f"; {len(broken) - NAMED} more are broken" if len(broken) > NAMED else ""
         raise RequestError(f"{'; '.join(broken[:NAMED])}{more}")
-    return runs, [path for path in directories if path not in finished]
+    return runs, unfinished
 
 
 def _with_gains(runs: Sequence[Run]) -> list[Run]:
@@ -153,15 +155,19 @@ def group(runs: Iterable[Run]) -> list[Group]:
     """Groups of runs that differ only in their seed, sorted by scenario, then by average accuracy, best first."""
     sets = _sets(runs)
     firsts = [members[0] for members in sets]
-    titles = []
+    scenarios: dict[str, _Varying] = {}
     for run in firsts:
-        peers = [peer.scenario_settings for peer in firsts if peer.summary["scenario"] == run.summary["scenario"]]
-        titles.append(_named(run.summary["scenario"], run.scenario_settings, peers))
+        scenarios.setdefault(run.summary["scenario"], _Varying()).add(run.scenario_settings)
+    titles = [
+        scenarios[run.summary["scenario"]].named(run.summary["scenario"], run.scenario_settings) for run in firsts
+    ]
+    strategies: dict[tuple[str, str], _Varying] = {}
+    for run, title in zip(firsts, titles, strict=True):
+        strategies.setdefault((title, run.summary["strategy"]), _Varying()).add(run.settings)
     names = []
     for run, title in zip(firsts, titles, strict=True):
-        own = [peer for peer, other in zip(firsts, titles, strict=True) if other == title]
-        peers = [peer.settings for peer in own if peer.summary["strategy"] == run.summary["strategy"]]
-        names.append((title, _named(plugins.short_name(run.summary["strategy"]), run.settings, peers)))
+        name = run.summary["strategy"]
+        names.append((title, strategies[title, name].named(plugins.short_name(name), run.settings)))
     count = Counter((*name, run.summary["backbone"]) for name, run in zip(names, firsts, strict=True))
     groups = []
     for (title, label), members in zip(names, sets, strict=True):
@@ -186,17 +192,28 @@ def _sets(runs: Iterable[Run]) -> list[list[Run]]:
     return sets
 
 
-def _named(name: str, own: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
-    """The name, followed by ``key=value`` for each setting in which another group differs.
+class _Varying:
+    """The settings in which groups with one name differ.
 
-    Settings that the other groups lack are left out: runs of an earlier version lack the fields added later.
+    Settings that the other groups lack do not count: runs of an earlier version lack the fields added later.
     """
-    texts = [name]
-    for key, value in own.items():
-        if any(other.get(key, value) != value for other in others):
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            texts.append(f"{key}={text.lower() if isinstance(value, bool) else text or 'none'}")
-    return " ".join(texts)
+
+    def __init__(self) -> None:
+        self.first: dict[str, Any] = {}  # the first value of each setting
+        self.keys: set[str] = set()
+
+    def add(self, settings: Mapping[str, Any]) -> None:
+        """Take the settings of a group."""
+        self.keys.update(key for key, value in settings.items() if self.first.setdefault(key, value) != value)
+
+    def named(self, name: str, own: Mapping[str, Any]) -> str:
+        """The name, followed by ``key=value`` for each setting of a group in which another group differs."""
+        texts = [name]
+        for key, value in own.items():
+            if key in self.keys:
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                texts.append(f"{key}={text.lower() if isinstance(value, bool) else text or 'none'}")
+        return " ".join(texts)
 
 
 # tables

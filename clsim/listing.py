@@ -15,6 +15,7 @@ from clsim.errors import RequestError, unknown
 
 SECTIONS = ("scenarios", "strategies", "parts", "backbones")
 CACHED = ("tables", "features")  # folders of the cache
+NOTES = "finished"  # the folder of `clsim.known`
 
 
 def names(section: str | None = None, plain: bool = False) -> str:
@@ -139,6 +140,8 @@ def cache(folder: Path) -> str:
 def clear_cache(folder: Path) -> str:
     """Empty the cache; returns a list of what was removed. Entries that another process is just making stay."""
     rows = []
+    for note in (folder / NOTES).glob("*"):
+        note.unlink(missing_ok=True)
     for entry in _entries(folder):
         text = size_text(size(entry))
         removed = entries.remove(entry)

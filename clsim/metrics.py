@@ -50,10 +50,12 @@ def accuracy_matrix(correct: Counts, total: Sequence[int]) -> NDArray[np.float64
     for row in correct:
         if len(row) != len(total):
             raise ValueError(f"a row of {len(row)} counts does not fit {len(total)} experiences")
-        if any(count is not None and not 0 <= count <= size for count, size in zip(row, total, strict=True)):
-            raise ValueError(f"counts {list(row)} are not between 0 and {list(total)}")
-    counts = [[np.nan if count is None else count for count in row] for row in correct]
-    return np.array(counts, dtype=np.float64).reshape(len(correct), len(total)) / np.array(total, dtype=np.float64)
+    sizes = np.array(total, dtype=np.float64)
+    counts = np.array(correct, dtype=np.float64).reshape(len(correct), len(total))  # None becomes NaN
+    wrong = np.flatnonzero(((counts < 0) | (counts > sizes)).any(axis=1))
+    if len(wrong):
+        raise ValueError(f"counts {list(correct[wrong[0]])} are not between 0 and {list(total)}")
+    return counts / sizes
 
 
 def measures(correct: Counts, total: Sequence[int], before: bool = False) -> Measures:
@@ -209,7 +211,7 @@ def mean_and_interval(values: ArrayLike) -> tuple[float, float | None]:
         raise ValueError("there is no mean of no values")
     if sample.size == 1:
         return float(sample.mean()), None
-    from scipy.stats import t as student  # late: scipy.stats takes a second to import
+    from scipy.special import stdtrit  # Student's t; late, and not from scipy.stats, which takes a second to import
 
     error = sample.std(ddof=1) / np.sqrt(sample.size)
-    return float(sample.mean()), float(student.ppf(0.975, sample.size - 1) * error)
+    return float(sample.mean()), float(stdtrit(sample.size - 1, 0.975) * error)

@@ -1,10 +1,11 @@
 """Reads run directories of finished runs. It imports torch only when a learner is needed."""
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from clsim import checksums, provenance, rundir
 from clsim.errors import RequestError
 from clsim.options import NOT_COMPARED
+
+TABLE = re.compile(r"\[(\w+)\]", re.ASCII)  # the header of a plain table in TOML
 
 # keys that every reader of these files needs
 NEEDED = {
@@ -37,7 +40,7 @@ class Run:
         """All metrics of the run; an undefined one is None, with the reason in `summary["notes"]`."""
         return self.summary["metrics"]  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Any]:
         """Metrics and costs by name; `trainable_percent` is trainable parameters in % of the backbone's.
 
@@ -163,25 +166,62 @@ def load(directory: str | Path) -> Run:
         raise RequestError(
             f"{directory} holds {'an unfinished run; repeat its command to continue it' if unfinished else 'no run'}"
         )
-    checksums.require(directory, *NEEDED)
-    found = Run(
-        directory,
-        _read(directory / rundir.CONFIG, tomllib.loads),
-        _read(directory / rundir.MATRIX, json.loads),
-        _read(directory / rundir.SUMMARY, json.loads),
-    )
+    stored = checksums.contents(directory, *NEEDED)
+    parsers: dict[str, Callable[[str], dict[str, Any]]]
+    parsers = {rundir.CONFIG: settings_of, rundir.MATRIX: json.loads, rundir.SUMMARY: json.loads}
+    found = Run(directory, *(_parsed(directory / name, stored.get(name), parse) for name, parse in parsers.items()))
     if checksums.MARK in found.summary and not (directory / rundir.CHECKSUMS).exists():
         raise RequestError(f"{directory} is broken: {rundir.CHECKSUMS} is missing; {rundir.WAY_OUT}")
     return found
 
 
-def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """A file of a finished run, checked for its NEEDED keys. Raises RequestError."""
+def _parsed(path: Path, content: bytes | None, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """The content of a file of a finished run, checked for its NEEDED keys. Raises RequestError."""
     try:
-        tree = parse(path.read_text(encoding="utf-8"))
+        tree = parse((path.read_bytes() if content is None else content).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is missing or broken: {error!r}; {rundir.WAY_OUT}") from error
     absent = [key for key in NEEDED[path.name] if key not in tree] if isinstance(tree, dict) else NEEDED[path.name]
     if absent:
         raise RequestError(f"{path} was not written by a run: it has no {', '.join(absent)}; {rundir.WAY_OUT}")
     return tree
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """``tomllib.loads`` for the many files of settings that have nearly the same lines: each line is parsed once.
+
+    A text that is not a list of plain lines below [tables], or that is wrong, is parsed by tomllib as a whole.
+    """
+    tree: dict[str, Any] = {}
+    table = tree
+    for line in text.splitlines():
+        header = TABLE.fullmatch(line)
+        if header is not None and header[1] not in tree:
+            table = tree[header[1]] = {}
+        elif header is not None or not _add(line, table):
+            return tomllib.loads(text)
+    return tree
+
+
+def _add(line: str, table: dict[str, Any]) -> bool:
+    """Put the value of a line into the table; false if the line is more than ``key = value`` with a new key."""
+    pairs = _line(line)
+    if pairs is None or any(key in table for key, _ in pairs):
+        return False
+    table.update((key, list(value) if isinstance(value, list) else value) for key, value in pairs)
+    return True
+
+
+@lru_cache(maxsize=10_000)
+def _line(line: str) -> list[tuple[str, Any]] | None:
+    """The pairs of a line of TOML that stands for itself: one or none; None for any other line."""
+    try:
+        found = list(tomllib.loads(line).items())
+    except ValueError:
+        return None
+    nested = any(isinstance(each, dict | list) for _, value in found for each in _items(value))
+    return None if nested else found
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []

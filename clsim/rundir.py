@@ -67,11 +67,13 @@ def below(paths: Iterable[Path]) -> list[Path]:
     """The run directories in and below the paths, each once. Raises RequestError for a path without any."""
     directories: dict[Path, Path] = {}
     for path in paths:
-        found = sorted({file.parent for name in (SUMMARY, CONFIG) for file in path.rglob(name)})
+        real = path.resolve()
+        walk = os.walk(path)  # links to folders are not followed, so only `path` itself may be one
+        found = sorted(Path(folder) for folder, _, files in walk if SUMMARY in files or CONFIG in files)
         if not found:
             raise RequestError(f"no run in or below {path}" if path.exists() else f"no directory {path}")
         for directory in found:
-            directories.setdefault(directory.resolve(), directory)
+            directories.setdefault(real / directory.relative_to(path), directory)
     return list(directories.values())
 
 

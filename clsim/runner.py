@@ -31,6 +31,7 @@ from clsim.field_values import defaults, in_toml
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
+from clsim.reads import READ
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
@@ -220,6 +221,7 @@ class Job:
         _require_boundaries(asked, strategy, parts, benchmark)
         digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
         directory = asked.directory(scenario.variant(), digest)
+        READ.runs.add(directory)
         return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint, records)
 
     @property

@@ -23,8 +23,9 @@ def take(loop: Loop, parts: Sequence[Part], offset: int, journal: str | None = N
     kept = s.made_optimizer is not None and (loop.inside or not s.experience.boundary)
     return {
         "info": asdict(s.info),
-        "begun": [asdict(experience) for experience in s.begun],
-        "tests": [asdict(experience.info) for experience in loop.benchmark.test_stream],
+        # not asdict, which copies every class of every experience each time
+        "begun": [dict(vars(experience)) for experience in s.begun],
+        "tests": [dict(vars(experience.info)) for experience in loop.benchmark.test_stream],
         "learner": learner_state(s.learner),
         "optimizer": s.optimizer.state_dict() if kept else None,
         "random": _random_state() if loop.inside else None,

@@ -30,8 +30,15 @@ def test_every_benchmark_explains_itself(path):
 @pytest.mark.slow
 def test_the_quick_benchmarks_run():
     assert "images/s" in call(ROOT / "tests/benchmarks/glyphs.py", "--rounds", 1, "--images", 12)
-    lines = call(ROOT / "tests/benchmarks/startup.py", "--rounds", 1).splitlines()
-    assert len(lines) == 5 and all("without torch" in line for line in lines[1:])
+    lines = call(ROOT / "tests/benchmarks/startup.py", "--rounds", 1, "--runs", 3).splitlines()
+    assert len(lines) == 7 and all("without torch" in line for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_growth_has_a_table_and_a_picture(tmp_path):
+    picture = tmp_path / "growth.png"
+    lines = call(ROOT / "tests/benchmarks/growth.py", "--quick", "--only", "seeds", "--out", picture).splitlines()
+    assert [line.split()[2] for line in lines[1:3]] == ["1", "5"] and picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

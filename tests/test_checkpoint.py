@@ -142,3 +142,19 @@ def test_no_pickle(tmp_path):
     assert not (tmp_path / "state.json").exists()
     checkpoint.save(tmp_path, {"x": 1})
     assert json.loads((tmp_path / "state.json").read_text())["tree"] == {"x": 1}
+
+
+def test_lists_of_plain_values_are_kept_without_a_call_for_each(tmp_path, monkeypatch):
+    calls = 0
+    strip = checkpoint._strip
+
+    def counted(*args):
+        nonlocal calls
+        calls += 1
+        return strip(*args)
+
+    monkeypatch.setattr(checkpoint, "_strip", counted)
+    tree = {"rows": [[j if j <= i else None for j in range(100)] for i in range(100)], "mixed": [1, (2.5, "a", True)]}
+    checkpoint.save(tmp_path / "state", tree)
+    assert checkpoint.load(tmp_path / "state") == tree | {"mixed": [1, [2.5, "a", True]]}
+    assert calls < 200, "a row of counts is saved after each of many experiences"

@@ -6,8 +6,9 @@ import struct
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from clsim.data import pixels
 from clsim.data import table as table_module
 from clsim.data.pixels import decoded, size_of, upright
 from clsim.data.readers import Source
@@ -274,3 +275,23 @@ def test_larger_pictures_have_the_bits_that_they_always_had(tmp_path):
     pictures = [noise(80, 100, i) for i in range(2)]
     expected = [ImageOps.fit(Image.fromarray(each), (64, 64), Image.Resampling.BICUBIC) for each in pictures]
     assert (stored(tmp_path, *pictures) == np.stack(expected).transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_file_is_opened_as_pillow_opens_it_in_one_attempt(name, monkeypatch):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(stream, name)
+    with Image.open(io.BytesIO(stream.getvalue())) as expected, pixels.opened(stream.getvalue()) as found:
+        assert found.format == expected.format == name
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+    attempts = []
+    whole = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **how: attempts.append(how.get("formats")) or whole(file, **how))
+    pixels.opened(stream.getvalue()).close()
+    assert attempts == [(name,) if name in ("JPEG", "PNG", "WEBP") else None]
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF....WEBP", b"RIFF....WAVE", b""])
+def test_a_file_that_only_begins_like_an_image_has_pillows_own_error(start):
+    with pytest.raises(UnidentifiedImageError, match="cannot identify image file"):
+        pixels.opened(start + bytes(30))

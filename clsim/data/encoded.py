@@ -1,8 +1,9 @@
 """Encoded images in one file, decoded each time they are read: for sets that are too large to store decoded."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from clsim.errors import RequestError, RunFailed
 
 T = TypeVar("T")
 CHUNK = 1024  # most images whose results wait in memory
+GROUP = 32  # images of one task of a thread: for small ones, handing each over takes as long as decoding it
 
 
 class EncodedImages:
@@ -119,6 +121,18 @@ def for_each(
             bad[row] = reason(error)
             return None
 
+    def together(start: int) -> list[T | None]:
+        return list(map(one, rows[start : start + GROUP]))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), CHUNK):
-            yield from pool.map(one, rows[start : start + CHUNK])
+        waiting: deque[Future[list[T | None]]] = deque()
+        try:
+            for start in range(0, len(rows), GROUP):
+                if len(waiting) * GROUP >= CHUNK:
+                    yield from waiting.popleft().result()
+                waiting.append(pool.submit(together, start))
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for each in waiting:  # after an error, or Ctrl-C
+                each.cancel()

@@ -1,13 +1,16 @@
 """What a run found: its images, classes, domains and splits, and what was left out, as a record and as lines."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clsim.data.benchmark import Benchmark
-from clsim.data.sources import Found
-from clsim.data.table import ImageTable
+if TYPE_CHECKING:
+    from clsim.data.benchmark import Benchmark
+    from clsim.data.sources import Found
+    from clsim.data.table import ImageTable
 
 ALL = 10  # names that are always shown; of more names, as many as fit into WIDTH characters
 WIDTH = 90

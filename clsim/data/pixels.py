@@ -15,29 +15,43 @@ What is done with each kind of file:
   refused.
 """
 
+import contextlib
 import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 LONGEST = 4  # a stored image is at most so many times as long as its shorter side; of longer images the middle is kept
 DIM = 16  # what is above 4095 of 65535 becomes at least this
 ORIENTATION = 0x0112  # numbers of EXIF and TIFF tags
 BITS_PER_SAMPLE = 258
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+# Pillow's name of a format, the first bytes of its files, and the bytes from the 8th
+SIGNATURES = (("JPEG", b"\xff\xd8\xff", b""), ("PNG", b"\x89PNG\r\n\x1a\n", b""), ("WEBP", b"RIFF", b"WEBP"))
 LFS_POINTER = b"version https://git-lfs"
 
 
 def size_of(data: bytes) -> tuple[int, int]:
     """(height, width) of the upright image, read only from the header. Raises ValueError for a git-lfs pointer."""
     _refuse_pointers(data)
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         # Pillow turns TIFF files itself; to look for EXIF data it decodes a PNG file, which is slow
         silent = image.format == "TIFF" or (image.format == "PNG" and b"eXIf" not in data and "exif" not in image.info)
         if not silent and image.getexif().get(ORIENTATION) in SIDEWAYS:
             return image.width, image.height
         return image.height, image.width
+
+
+def opened(data: bytes) -> Image.Image:
+    """The image of a file, not decoded yet; as Pillow opens it, but without a try of every format for each file."""
+    first = next(
+        (name for name, start, more in SIGNATURES if data.startswith(start) and data.startswith(more, 8)), None
+    )
+    if first is not None:
+        with contextlib.suppress(UnidentifiedImageError):  # Pillow's own error comes from the attempt with all formats
+            return Image.open(io.BytesIO(data), formats=(first,))
+    return Image.open(io.BytesIO(data))
 
 
 def decoded(data: bytes, height: int, width: int, bicubic: bool = False) -> NDArray[np.uint8]:
@@ -107,7 +121,7 @@ def _filter(rgb: Image.Image, height: int, width: int, bicubic: bool = False) ->
 def upright(data: bytes) -> Image.Image:
     """Encoded bytes -> the image at its own size, as RGB. Raises as `decoded`."""
     _refuse_pointers(data)
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # in place: a copy would not have the tags of a TIFF file
         return _rgb(image)
@@ -117,7 +131,7 @@ def is_dim(data: bytes, pixels: NDArray[np.uint8]) -> bool:
     """Whether an image with these pixels is 16-bit greyscale and nearly black, e.g. 12-bit values in a 16-bit file."""
     if (pixels >= DIM).any():
         return False
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         return image.mode == "I" or image.mode.startswith("I;16")
 
 

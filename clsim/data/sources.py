@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clsim.errors import RequestError, unknown
+from clsim.reads import READ
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def require_file(file: Path) -> None:
 
 def fingerprint_files(files: Sequence[Path], *more: str) -> str:
     """A hash of the files' contents, in order, and of all settings that change what is read from them."""
+    READ.add_files(files)
     digest = hashlib.blake2b("/".join(more).encode(), digest_size=16)
     for file in files:
         with file.open("rb") as stream:

@@ -18,6 +18,7 @@ from clsim.data.raw import Wanted
 from clsim.data.readers import Found, Hub, Source
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, unknown
+from clsim.reads import READ
 
 __all__ = [
     "Benchmark",
@@ -57,6 +58,9 @@ class DataAccess:
         self, folder: str, split: str, image: str, label: str, domain: str | None = None, hub: Hub | None = None
     ) -> Source:
         """One split, from `data_dir/folder/split*.parquet`, or torchvision's download, or the Hub's repository."""
+        if self.data_dir is not None:
+            READ.folders.add(self.data_dir / folder)
+            READ.places.add(self.data_dir)
         return read_named(self.data_dir, folder, split, image, label, domain, hub)
 
     def images(self, wanted: Wanted, path: Path | None = None) -> tuple[Source, Source]:
@@ -67,8 +71,10 @@ class DataAccess:
         if path is None:
             if self.data_dir is None:
                 raise RequestError("no --data-dir is given: it must be a data set, e.g. a folder of class folders")
+            READ.folders.add(self.data_dir)
             return read_any(self.data_dir, wanted)
         below = None if self.data_dir is None else self.data_dir / path
+        READ.folders |= {path} if below is None else {path, below}
         return read_any(below if below is not None and below.exists() else path, wanted)
 
     def tree(self) -> Path:
@@ -77,6 +83,7 @@ class DataAccess:
             raise RequestError("no --data-dir is given: it must be a folder of class folders")
         if not self.data_dir.is_dir():
             raise RequestError(f"no such data directory: {self.data_dir}")
+        READ.folders.add(self.data_dir)
         return self.data_dir
 
     def folder(self, *below: str, domains: Sequence[str] = ()) -> Source:

@@ -271,6 +271,7 @@ def _write_images(
             order, sizes = order[good], sizes[good]
             if len(order) == 0:
                 raise RequestError(NONE_LEFT)
+        os.fsync(stream.fileno())  # only now: for decoded images this file is just removed again
     np.save(temporary / "spans.npy", spans[order])
     if whole:
         np.save(temporary / "sizes.npy", sizes)
@@ -314,8 +315,6 @@ def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDAr
                 if bad is None:
                     raise bad_image(source.names[row], error) from error
                 bad[row] = reason(error)
-        stream.flush()
-        os.fsync(stream.fileno())
     return spans, sizes
 
 
