@@ -115,10 +115,10 @@ def test_a_file_holds_options_too(runner: Any, tmp_path: Path) -> None:
 def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     seen = []
     monkeypatch.setattr("clsim.compare.report", lambda paths: seen.append(paths) or "the table")
-    runner.outcome = [types.SimpleNamespace(directory=Path("a"))]
+    runner.outcome = [types.SimpleNamespace(directory=Path("a"), config={})]
     assert cli.main(["run"]) == 0
     assert (seen, capsys.readouterr().out) == ([], "")
-    runner.outcome.append(types.SimpleNamespace(directory=Path("b")))
+    runner.outcome.append(types.SimpleNamespace(directory=Path("b"), config={}))
     assert cli.main(["run"]) == 0
     assert (seen, capsys.readouterr().out) == ([[Path("a"), Path("b")]], "the table\n")
 
