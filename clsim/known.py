@@ -16,7 +16,6 @@ import os
 import secrets
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from clsim.backbones.registry import BUNDLED
 from clsim.listing import NOTES as NOTES_FOLDER
 from clsim.reads import MOST, READ
 from clsim.results import Run, load
-from clsim.sealed import SEAL, digest, sealed, unsealed
+from clsim.sealed import digest, packed, unpacked
 
 if TYPE_CHECKING:
     from clsim.config import RunConfig
@@ -99,11 +98,8 @@ def find(asked: Request | None) -> list[Run] | None:
     """The finished runs of the request, in its order; None if they must be prepared to be found."""
     if asked is None:
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
-        text = zlib.decompress(asked.note.read_bytes()).decode()
-        if not text.startswith(SEAL):
-            return None
-        note = unsealed(text)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        note = unpacked(asked.note.read_bytes())
         if note["request"] == asked.text and note["state"] == _state(note["files"])[0]:
             directories = list(map(Path, note["runs"]))
             if all((directory / rundir.SUMMARY).exists() for directory in directories):
@@ -128,7 +124,7 @@ def keep(asked: Request | None, configs: Sequence["RunConfig"], runs: Sequence[R
         return
     note = {"request": asked.text, "files": files, "state": state, "runs": [str(run.directory) for run in runs]}
     with contextlib.suppress(OSError):  # a cache that is full or read-only; there is just no note
-        _write(asked.note, zlib.compress(sealed(note).encode(), 1))
+        _write(asked.note, packed(note))
 
 
 def _certain(wanted: "RunConfig", run: Run, asked: Request) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from clsim import plugins
 from clsim.backbones import registry
 from clsim.data import entries
 from clsim.errors import RequestError, unknown
+from clsim.sealed import digest, unpacked
 
 SECTIONS = ("scenarios", "strategies", "parts", "backbones")
 CACHED = ("tables", "features")  # folders of the cache
@@ -150,10 +152,10 @@ def clear_cache(folder: Path) -> str:
 
 
 def verify_cache(folder: Path) -> tuple[str, bool]:
-    """Every table and feature bank, read in full and compared with its checksums, one line each; and if all are whole.
+    """Every table, bank and note, read in full and compared with its checksums, one line each; and if all are whole.
 
     A broken entry is set aside, so that the next run makes it again; a bank of which some blocks are broken stays,
-    because these are computed again when they are read.
+    because these are computed again when they are read; a broken note about finished runs is removed.
     """
     from clsim.backbones import bank_files  # late: numpy
 
@@ -167,6 +169,16 @@ def verify_cache(folder: Path) -> tuple[str, bool]:
         if found:
             entries.usable(entry, partial(entries.faults, whole=True) if is_table else bank_files.faults)
         lines.append(f"{entry.relative_to(folder)}: {'BROKEN: ' + '; '.join(found) if found else 'whole'}")
+    for note in sorted((folder / NOTES).glob("*.z")):
+        try:
+            asked = unpacked(note.read_bytes())["request"]
+            if note.stem != digest(str(asked).encode()):
+                raise ValueError("it is about another request")
+            lines.append(f"{note.relative_to(folder)}: whole")
+        except (OSError, ValueError, KeyError) as error:
+            whole = False
+            lines.append(f"{note.relative_to(folder)}: BROKEN: {error}; removed")
+            shutil.rmtree(note) if note.is_dir() else note.unlink(missing_ok=True)
     return "\n".join(lines) or f"{folder}: empty", whole
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ def unsealed(text: str) -> dict[str, Any]:
         if content.pop("digest") != digest(rest.encode()):
             raise ValueError(CHANGED)
     return content
+
+
+def packed(content: Mapping[str, Any]) -> bytes:
+    """The sealed content, compressed."""
+    return zlib.compress(sealed(content).encode(), 1)
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """What `packed` wrote. Raises ValueError for anything else."""
+    try:
+        text = zlib.decompress(data).decode()
+    except zlib.error as error:
+        raise ValueError(CHANGED) from error
+    if not text.startswith(SEAL):
+        raise ValueError(CHANGED)
+    return unsealed(text)
 
 
 def parsed(text: str) -> dict[str, Any]:

@@ -446,6 +446,28 @@ def test_an_interrupted_program_ends_at_once_with_its_own_status() -> None:
     assert done.stderr == "clsim: interrupted; repeat the same command to resume\n"
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "another", "folder"])
+def test_a_broken_note_about_finished_runs_is_found_and_removed(tmp_path, monkeypatch, capsys, damage) -> None:
+    from clsim.listing import NOTES
+    from clsim.sealed import digest, packed
+
+    monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path))
+    note = tmp_path / NOTES / f"{digest(b'a request')}.z"
+    note.parent.mkdir()
+    note.write_bytes(packed({"request": "a request"}))
+    assert cli.main(["cache", "--verify"]) == 0 and capsys.readouterr().out.endswith(f"{note.name}: whole\n")
+    data = note.read_bytes()
+    if damage == "folder":
+        note.unlink()
+        note.mkdir()
+    else:
+        others = {"changed": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:9], "another": packed({"request": "b"})}
+        note.write_bytes(others[damage])
+    assert cli.main(["cache", "--verify"]) == 1
+    found = capsys.readouterr().out
+    assert f"{note.name}: BROKEN: " in found and found.endswith("; removed\n") and not note.exists()
+
+
 def test_the_cache_is_verified_cleared_and_cleared_again(tmp_path, monkeypatch, capsys, make_table) -> None:
     from clsim.backbones.features import FeatureBank
     from clsim.backbones.load import load_backbone

@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 import clsim
-from clsim import checkpoint, cli, config, rundir
+from clsim import checkpoint, cli, config, listing, rundir
 from clsim.recorders import tensorboard
 
 TOY = f"{Path(__file__).parents[1] / 'toy.py'}:Toy"
@@ -316,7 +316,9 @@ def _like(folder: Path, file: Path) -> Path:
 
 def _fine(path: Path, pristine: Path) -> bool:
     """Whether a file is as it was, or a bank's flags are, but for some that are gone: those blocks count as never
-    filled and are computed again."""
+    filled and are computed again. A note about finished runs may be gone: then they are prepared to be found."""
+    if path.parent.name == listing.NOTES and not path.exists():
+        return True
     if not path.is_file() or path.stat().st_size != pristine.stat().st_size:
         return False
     now, before = path.read_bytes(), pristine.read_bytes()
