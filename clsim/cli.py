@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from clsim import openmp
 from clsim.errors import RequestError, RunFailed, unknown
-from clsim.options import OPTIONS, flag, require_utf8
+from clsim.options import OPTIONS, flag, jobs, require_utf8
 from clsim.terminal import forgiving
 from clsim.version import VERSION
 
@@ -88,6 +88,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         action = "append" if each.name == "with" else "store"  # `--with A --with B` is `--with A,B`
         run.add_argument(flag(each.name), action=action, metavar=each.metavar, help=each.help)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
+    run.add_argument("--jobs", metavar="N|auto", help="runs at the same time, in processes of this machine (default 1)")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
@@ -177,17 +178,29 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 def _run(given: argparse.Namespace) -> int:
     from clsim import config  # late, like the imports below: it loads plug-ins, which takes seconds
 
+    given.jobs = jobs(1 if given.jobs is None else given.jobs, "--jobs")
     options = {name: getattr(given, name) for name in OPTIONS}
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
     from clsim import runner
+    from clsim.engines import many
 
-    how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
-    runs = runner.run_all(configs, **how, refuse_unused=given.config is None)
-    if len(runs) > 1:
+    engine = many.How(jobs=given.jobs).engine(configs)
+    failed: list[many.Failed] = []
+    how = {"fresh": given.fresh, "quiet": given.quiet, "refuse_unused": given.config is None}
+    if engine is not None:
+        configs = many.with_threads(configs, engine)
+    if engine is None or given.dry_run:
+        runs = runner.run_all(configs, **how, dry_run=given.dry_run)
+    else:
+        runs, failed = many.run_all(configs, engine, **how)
+    if len(runs) > 1 or (runs and engine is not None):
         from clsim import compare
 
         print(compare.report([run.directory for run in runs]))
-    return DONE
+    if failed:
+        names = ", ".join(each.name for each in failed)
+        print(f"clsim: failed: {len(failed)} of {len(runs) + len(failed)} runs: {names}", file=sys.stderr)
+    return FAILED if failed else DONE
 
 
 def _pretrain(given: argparse.Namespace) -> int:

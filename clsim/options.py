@@ -32,6 +32,7 @@ class Option(NamedTuple):
 
 
 MOST_SEEDS = 10_000  # of one request
+MOST_JOBS = 1024  # of one command
 MOST_THREADS = 1024  # torch crashes with far more
 
 # checkers
@@ -134,6 +135,16 @@ def _range(ends: re.Match[str]) -> str:
 def names(value: Any, name: str) -> list[str]:
     """``a,b`` or a list of texts -> names, each once."""
     return list(dict.fromkeys(check(value, tuple[str, ...], name)))
+
+
+def jobs(value: Any, name: str) -> int | Literal["auto"]:
+    """A number of runs at the same time, or ``auto``."""
+    if value == "auto":
+        return "auto"
+    try:
+        return int(between(1, MOST_JOBS, int)(value, name))
+    except RequestError as error:
+        raise RequestError(f"{name} must be auto or 1 to {MOST_JOBS}, not {value!r}") from error
 
 
 # the table
