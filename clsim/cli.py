@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from clsim import openmp
 from clsim.errors import RequestError, RunFailed, unknown
-from clsim.options import OPTIONS, flag, jobs, require_utf8
+from clsim.options import ENGINES, OPTIONS, flag, require_utf8
 from clsim.terminal import forgiving
 from clsim.version import VERSION
 
@@ -89,6 +89,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         run.add_argument(flag(each.name), action=action, metavar=each.metavar, help=each.help)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
     run.add_argument("--jobs", metavar="N|auto", help="runs at the same time, in processes of this machine (default 1)")
+    run.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="runs on a Ray cluster (default: a local one)"
+    )
+    run.add_argument("--slurm", metavar="NAME=VALUE,...", help="each run is a SLURM job: partition=gpu,time=4:00:00")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
@@ -178,13 +182,14 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 def _run(given: argparse.Namespace) -> int:
     from clsim import config  # late, like the imports below: it loads plug-ins, which takes seconds
 
-    given.jobs = jobs(1 if given.jobs is None else given.jobs, "--jobs")
+    where = {"jobs": given.jobs, "ray": given.ray, "slurm": given.slurm}
+    checked = {name: ENGINES[name](value, f"--{name}") for name, value in where.items() if value is not None}
     options = {name: getattr(given, name) for name in OPTIONS}
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
     from clsim import runner
     from clsim.engines import many
 
-    engine = many.How(jobs=given.jobs).engine(configs)
+    engine = many.How(**checked).engine(configs)
     failed: list[many.Failed] = []
     how = {"fresh": given.fresh, "quiet": given.quiet, "refuse_unused": given.config is None}
     if engine is not None:

@@ -27,9 +27,9 @@ def expanded(*layers: Any) -> Iterator[tuple[Any, ...]]:
         raise RequestError(f"the grid has {count:,} settings, more than {MOST:,}")
     for chosen in itertools.product(*(values for *_, values in places)):
         copies = copy.deepcopy(layers) if places else layers
-        for (number, (attribute, *names), _), value in zip(places, chosen, strict=True):
-            table = getattr(copies[number], attribute)
-            for name in names[:-1]:
+        for (number, names, _), value in zip(places, chosen, strict=True):
+            table = getattr(copies[number], names[0])
+            for name in names[1:-1]:
                 table = table[name]
             table[names[-1]] = value
         yield copies
@@ -44,7 +44,7 @@ def _places(number: int, layer: Any) -> Iterator[Place]:
     for name in OPTIONS:
         if values := _values(layer.options.get(name)):
             yield number, ("options", name), values
-    tables = {("scenario",): layer.scenario, ("every",): layer.every}
+    tables: dict[tuple[str, ...], Any] = {("scenario",): layer.scenario, ("every",): layer.every}
     tables |= {("single", name): table for name, table in layer.single.items()}
     for names, table in tables.items():
         for key, value in table.items():

@@ -28,7 +28,7 @@ from clsim.events import Part, State
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
-from clsim.options import jobs
+from clsim.options import ENGINES
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
@@ -48,12 +48,14 @@ def run(**options: Any) -> Run | list[Run]:
     are given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
     Nothing is printed, except with ``quiet=False``.
 
-    ``jobs=2`` runs two at a time, in processes of their own (``jobs="auto"``: as many as there are cores or GPUs). If
-    some fail, the others are finished first; then RunFailed is raised, with the last lines of each failure.
+    ``jobs=2`` runs two at a time, in processes of their own (``jobs="auto"``: as many as there are cores or GPUs);
+    ``ray=ADDRESS`` (True: a local cluster) and ``slurm={"partition": "gpu"}`` run elsewhere. If some fail, the others
+    are finished first; then RunFailed is raised, with the last lines of each failure.
     """
     from clsim.engines import many  # late: engines call this module
 
-    how = many.How(jobs(options.pop("jobs", 1), "jobs"))
+    where = {name: options.pop(name) for name in ENGINES if options.get(name) not in (None, False)}
+    how = many.How(**{name: ENGINES[name](value, name) for name, value in where.items()})
     fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
     toml = options.pop("config", None)
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}

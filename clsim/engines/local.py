@@ -30,7 +30,7 @@ from clsim.shared import Shared
 
 EACH = 1 << 30  # bytes that a worker needs at most, and
 COPIES = 8  # copies of its backbone: kept, trained, gradients, optimizer, activations
-PRELOADED = ["clsim.engines.local", "torch.utils.tensorboard", "matplotlib.figure"]
+PRELOADED = ["clsim.engines.forked"]
 # libraries that only some runs need; imported for the workers if this process has them
 AND_IF_NEEDED = ["sklearn.datasets", "sklearn.cluster", "open_clip", "timm", "pyarrow.parquet", "PIL.Image"]
 

@@ -11,6 +11,8 @@ from clsim.config import RunConfig
 from clsim.engines import local
 from clsim.engines.base import Engine, Outcome, Planned
 from clsim.engines.board import Board
+from clsim.engines.ray import Ray
+from clsim.engines.slurm import Slurm
 from clsim.errors import RequestError, RunFailed
 from clsim.results import Run, load
 from clsim.shared import Shared, size_of
@@ -28,11 +30,18 @@ class How:
         """The engine; None for one run after the other in this process. Raises RequestError if it is not installed."""
         if self.ray is not None and self.slurm is not None:
             raise RequestError("--ray and --slurm are two ways for the same: give one of them")
-        if self.ray is None and self.slurm is None and self.jobs == 1:
-            return None
         if self.ray is None and self.slurm is None:
-            return local.for_jobs(self.jobs, configs)
-        raise RequestError("not yet")
+            return None if self.jobs == 1 else local.for_jobs(self.jobs, configs)
+        if self.ray is not None:
+            if self.jobs != 1:
+                raise RequestError(
+                    "--jobs: Ray runs as many at the same time as it has cores; --threads says how many each needs"
+                )
+            return Ray(self.ray)
+        if self.jobs == "auto":
+            raise RequestError("--jobs auto: with --slurm it is a number, or left out")
+        assert self.slurm is not None
+        return Slurm(self.slurm, None if self.jobs == 1 else self.jobs)
 
 
 @dataclass(frozen=True)
