@@ -220,7 +220,7 @@ def test_what_goes_wrong_in_a_worker_is_text(tmp_path, mine):
 
 def start(folder, *more):
     """`clsim run` in a process of its own, which Ctrl-C reaches."""
-    line = [sys.executable, "-m", "clsim", "run", *words(toys(folder / "out", f"{folder}/mine.py:Slow", seed="0-3"))]
+    line = [sys.executable, "-m", "clsim", "run", *words(toys(folder / "out", f"{folder}/mine.py:Slow", seed="0,1"))]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
@@ -263,7 +263,7 @@ def test_when_the_command_ends_its_workers_end_and_the_same_command_goes_on(how,
     _, err = again.communicate()
     assert again.returncode == 0, err
     runs = [clsim.load(summary.parent) for summary in sorted((tmp_path / "out").rglob("summary.json"))]
-    alone = clsim.run(**toys(tmp_path / "b", f"{mine}:Slow", seed="0-3"), threads=threads_of_two())
+    alone = clsim.run(**toys(tmp_path / "b", f"{mine}:Slow", seed="0,1", pause=0), threads=threads_of_two())
     for run, other in zip(runs, alone, strict=True):
         same_run(run, other)
 

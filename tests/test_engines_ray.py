@@ -94,7 +94,7 @@ def test_a_machine_that_is_lost_loses_no_run(tmp_path, mine, home, same_run, mon
         cluster.shutdown()
     ((runs, failed),) = found
     assert failed == [] and len(list(tmp_path.glob("worker-*"))) == 2, "two processes worked on it"
-    same_run(runs[0], clsim.run(**toys(tmp_path / "alone", f"{mine}:Slow", threads=1)))
+    same_run(runs[0], clsim.run(**toys(tmp_path / "alone", f"{mine}:Slow", threads=1, pause=0)))
 
 
 @pytest.mark.slow

@@ -90,4 +90,4 @@ def test_a_job_that_is_preempted_is_sent_again_and_ends_bit_equal(tmp_path, mine
     assert failed == [] and len(list(tmp_path.glob("worker-*"))) == 2
     logs = "".join(path.read_text() for path in (tmp_path / "out" / "slurm").glob("*.err"))
     assert re.search("this job is preempted", logs)
-    same_run(runs[0], clsim.run(**toys(tmp_path / "alone", f"{mine}:Slow", threads=1)))
+    same_run(runs[0], clsim.run(**toys(tmp_path / "alone", f"{mine}:Slow", threads=1, pause=0)))

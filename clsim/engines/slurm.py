@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +23,24 @@ OWN = {"cpus_per_task": int, "gpus_per_node": int, "nodes": int, "mem_gb": float
 class Job:
     """What a job does. It is sent again when SLURM takes its machine away, and goes on from the run's directory."""
 
+    def __init__(self) -> None:
+        self.sent_again = False
+
     def __call__(self, config: RunConfig) -> Outcome:
-        """Run a configuration."""
-        return outcome(config)
+        """Run a configuration. Raises SystemExit if the job was sent again meanwhile."""
+        found = outcome(config)
+        if self.sent_again:  # submitit's own exit, inside the run, was taken for a failure of the run
+            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+            sys.exit(LOCAL_REQUEUE_RETURN_CODE)  # without SLURM, submitit starts jobs with this status again
+        return found
 
     def checkpoint(self, config: RunConfig) -> Any:
         """What submitit sends again after preemption or at the end of the time: the same run."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, config)
+        self.sent_again = True
+        return DelayedSubmission(Job(), config)
 
 
 class Slurm:
