@@ -64,7 +64,7 @@ def test_a_local_cluster_runs_all_and_a_killed_worker_ends_bit_equal(tmp_path, m
     assert re.search(r"failed: \S+/faulty/.*after_update failed .*ZeroDivisionError: division by zero", done.stderr)
     assert "clsim: failed: 1 of 3 runs: toy/faulty/" in done.stderr
     assert "begins: toy/killer/" in done.stdout and "done 2 of 3: " in done.stdout
-    assert list(home.rglob("*")) == [], "no token in the home directory"
+    assert not (home / ".ray").exists(), "no token in the home directory"
     (summary,) = (tmp_path / "out").glob("toy/killer/*/summary.json")
     same_run(clsim.load(summary.parent), clsim.run(**toys(tmp_path / "alone", f"{mine}:Killer", threads=1)))
 

@@ -122,7 +122,7 @@ class _Progress:
         try:
             with self._path.open("rb") as file:
                 if self._path.stat().st_size < self._offset:
-                    self._offset = 0
+                    self._offset, self._learned = 0, 0
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
