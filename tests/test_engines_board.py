@@ -32,7 +32,7 @@ def shown(board):
     """The live table as text."""
     out = rich.console.Console(file=io.StringIO(), width=120)
     out.print(board._table())
-    return [line.split() for line in out.file.getvalue().splitlines()]
+    return [line.split() for line in out.file.getvalue().splitlines() if line.strip()]
 
 
 class Terminal(io.StringIO):
