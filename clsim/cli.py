@@ -9,13 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from clsim import openmp
 from clsim.errors import RequestError, RunFailed, unknown
-from clsim.options import OPTIONS, flag, require_utf8
+from clsim.options import ENGINES, OPTIONS, flag, require_utf8
 from clsim.terminal import forgiving
 from clsim.version import VERSION
+
+if TYPE_CHECKING:
+    from clsim import known
+    from clsim.engines import many
+    from clsim.results import Run
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -88,6 +93,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         action = "append" if each.name == "with" else "store"  # `--with A --with B` is `--with A,B`
         run.add_argument(flag(each.name), action=action, metavar=each.metavar, help=each.help)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
+    run.add_argument("--jobs", metavar="N|auto", help="runs at the same time, in processes of this machine (default 1)")
+    run.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="runs on a Ray cluster (default: a local one)"
+    )
+    run.add_argument("--slurm", metavar="NAME=VALUE,...", help="each run is a SLURM job: partition=gpu,time=4:00:00")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
@@ -177,25 +187,47 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 def _run(given: argparse.Namespace) -> int:
     from clsim import known  # late, like the imports below: NumPy
 
+    where = {"jobs": given.jobs, "ray": given.ray, "slurm": given.slurm}
+    checked = {name: ENGINES[name](value, f"--{name}") for name, value in where.items() if value is not None}
     options = {name: getattr(given, name) for name in OPTIONS}
-    asked = known.request(options, given.fields, given.config)
+    asked = known.request(options | where, given.fields, given.config)
     runs = None if given.fresh or given.dry_run else known.find(asked)
+    failed: list[many.Failed] = []
     if runs is None:
-        from clsim import config  # it loads plug-ins, which takes seconds
-
-        configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
-        from clsim import runner
-
-        how = {"fresh": given.fresh, "quiet": given.quiet, "dry_run": given.dry_run}
-        runs = runner.run_all(configs, **how)
-        known.keep(asked, configs, runs)
+        runs, failed = _made(given, options, checked, asked)
     elif not given.quiet:
         known.show(runs)
-    if len(runs) > 1:
+    if len(runs) > 1 or (runs and checked):
         from clsim import compare
 
         print(compare.report([run.directory for run in runs]))
-    return DONE
+    if failed:
+        names = ", ".join(each.name for each in failed)
+        print(f"clsim: failed: {len(failed)} of {len(runs) + len(failed)} runs: {names}", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _made(
+    given: argparse.Namespace, options: dict[str, Any], where: dict[str, Any], asked: "known.Request | None"
+) -> "tuple[list[Run], list[many.Failed]]":
+    """The finished runs of a request, and what has failed; `where`: the engine that is asked for."""
+    from clsim import config  # it loads plug-ins, which takes seconds
+
+    configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
+    from clsim import known, runner
+    from clsim.engines import many
+
+    engine = many.How(**where).engine(configs)
+    if engine is not None:
+        configs = many.with_threads(configs, engine)
+    how = {"fresh": given.fresh, "quiet": given.quiet}
+    if engine is None or given.dry_run:
+        runs, failed = runner.run_all(configs, **how, dry_run=given.dry_run), list[many.Failed]()
+    else:
+        runs, failed = many.run_all(configs, engine, **how)
+    if not failed and not given.dry_run:
+        known.keep(asked, configs, runs)
+    return runs, failed
 
 
 def _pretrain(given: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from clsim import plugins
+from clsim import grids, plugins
 from clsim.backbones import registry
 from clsim.errors import RequestError, unknown
 from clsim.field_values import check, field_types, in_toml, make, resolved, split_field
@@ -197,7 +197,7 @@ class _Layer:
 def plan(
     options: Mapping[str, Any], fields: Sequence[str] | Mapping[str, Any], toml: Path | None = None
 ) -> list[RunConfig]:
-    """All runs of the request: each strategy with each seed, in the order given, on each pair of domains.
+    """All runs of the request: for each setting of a grid, each strategy with each seed, on each pair of domains.
 
     `options` has OPTIONS, where None means "not given". `fields` are ``name=value`` texts, or a mapping, with names as
     on the command line (``x``, ``l2p.x``, ``scenario.x``, ``--x``). `toml` is a file with the same structure. Loads the
@@ -211,7 +211,7 @@ def plan(
     file = _Layer() if toml is None else _read_toml(toml.read_text(encoding="utf-8", errors="replace"), str(toml))
     line = _command_line(options, pairs)
     line.python = isinstance(fields, Mapping)
-    return _plan(file, line)
+    return grids.once(config for layers in grids.expanded(file, line) for config in _plan(*layers))
 
 
 def _pairs(fields: Sequence[str]) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Option(NamedTuple):
 
 
 MOST_SEEDS = 10_000  # of one request
+MOST_JOBS = 1024  # of one command
 MOST_THREADS = 1024  # torch crashes with far more
 
 # checkers
@@ -136,6 +137,32 @@ def names(value: Any, name: str) -> list[str]:
     return list(dict.fromkeys(check(value, tuple[str, ...], name)))
 
 
+def jobs(value: Any, name: str) -> int | Literal["auto"]:
+    """A number of runs at the same time, or ``auto``."""
+    if value == "auto":
+        return "auto"
+    try:
+        return int(between(1, MOST_JOBS, int)(value, name))
+    except RequestError as error:
+        raise RequestError(f"{name} must be auto or 1 to {MOST_JOBS}, not {value!r}") from error
+
+
+def address(value: Any, name: str) -> str:
+    """The address of a Ray cluster; empty for a local one, for which Python also has True."""
+    if value is not True and not isinstance(value, str):
+        raise RequestError(f"{name} must be the address of a Ray cluster, not {value!r}")
+    return "" if value is True else value
+
+
+def settings(value: Any, name: str) -> dict[str, str]:
+    """``a=1,b=2``, or a mapping -> settings by name."""
+    pairs = value.items() if isinstance(value, dict) else [each.partition("=")[::2] for each in str(value).split(",")]
+    found = {str(key).strip(): str(each).strip() for key, each in pairs}
+    if not all(key and each for key, each in found.items()):
+        raise RequestError(f"{name} must be settings with values, e.g. partition=gpu,time=4:00:00, not {value!r}")
+    return found
+
+
 # the table
 
 
@@ -237,6 +264,8 @@ OPTIONS: dict[str, Option] = {
         Option("out", "DIR", "folder for run directories (default runs)", path, "runs", per_run=True, is_path=True),
     )
 }
+# where runs are made: options of a command, and not of its runs, so that no file and no hash of a run has them
+ENGINES: dict[str, Checker] = {"jobs": jobs, "ray": address, "slurm": settings}
 HASHED = tuple(each.name for each in OPTIONS.values() if each.hashed)
 PATHS = tuple(each.name for each in OPTIONS.values() if each.is_path)
 # not among the compared settings: they describe the directory or the request, or have a separate column

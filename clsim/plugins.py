@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -252,10 +252,16 @@ def _places(kind: Kind) -> list[Place]:
         for file in sorted((Path(folder) / kind).glob("[!_]*.py")):
             if kind != "parts" or _holds_part(file):
                 found.append(Place(file.stem, file, module=f"clsim.{kind}.{file.stem}"))
-    for entry in entry_points(group=f"clsim.{kind}"):
+    for entry in _installed(kind, tuple(sys.path)):
         path = module_file(entry.module) or Path(*entry.module.split(".")).with_suffix(".py")
         found.append(Place(entry.name, path, entry.attr or None, entry.module))
     return [*found, *(alias for place in found if kind == "parts" for alias in _aliases(place))]
+
+
+@cache
+def _installed(kind: Kind, paths: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of installed packages. All packages of all `paths` are read, so they are read only once."""
+    return tuple(entry_points(group=f"clsim.{kind}"))
 
 
 def _holds_part(path: Path) -> bool:

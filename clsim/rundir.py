@@ -23,9 +23,13 @@ LOCK = ".lock"
 WAY_OUT = "the run's command with --fresh makes it again"
 
 
+class InUse(RequestError):
+    """Another process works in a run directory."""
+
+
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Lock a run directory for this process. Raises RequestError if another process uses it."""
+    """Lock a run directory for this process. Raises InUse if another process uses it, RequestError for a file."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -37,7 +41,7 @@ def alone_in(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
         except BlockingIOError as error:
-            raise RequestError(f"another process is at work in {directory}") from error
+            raise InUse(f"another process is at work in {directory}") from error
         yield
     finally:
         os.close(handle)

@@ -1,11 +1,9 @@
 """One run: from a configuration, or from an interrupted run, to a finished run directory."""
 
 import contextlib
-import copy
 import json
 import sys
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,23 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary, unused
+from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
-from clsim.backbones.load import Backbone, load_backbone
+from clsim.backbones.load import Backbone
 from clsim.backbones.towers import Tower
 from clsim.config import RunConfig
-from clsim.data import effects, found
+from clsim.data import found
 from clsim.data.batches import Loader
 from clsim.data.formats import is_data_file
-from clsim.data.streams import Benchmark, DataAccess
+from clsim.data.streams import Benchmark
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
-from clsim.field_values import defaults, in_toml
+from clsim.field_values import in_toml
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
+from clsim.options import ENGINES
 from clsim.reads import READ
 from clsim.recorders import console
 from clsim.recorders.journal import Journal
@@ -38,6 +37,7 @@ from clsim.recorders.pictures import Pictures
 from clsim.recorders.tensorboard import TensorBoard
 from clsim.results import Run, load
 from clsim.rundir import alone_in, clear
+from clsim.shared import Shared
 from clsim.strategy import Strategy, waits_for_boundaries
 
 __all__ = ["load", "run", "run_all", "run_one"]
@@ -49,22 +49,35 @@ def run(**options: Any) -> Run | list[Run]:
     Keywords are the options of the command line, with underscores, and fields of the strategy. Fields of the scenario
     are given as ``**{"scenario.train_per_class": 50}``. Returns the Run, or a list for several strategies or seeds.
     Nothing is printed, except with ``quiet=False``.
+
+    ``jobs=2`` runs two at a time, in processes of their own (``jobs="auto"``: as many as there are cores or GPUs);
+    ``ray=ADDRESS`` (True: a local cluster) and ``slurm={"partition": "gpu"}`` run elsewhere. If some fail, the others
+    are finished first; then RunFailed is raised, with the last lines of each failure.
     """
+    from clsim.engines import many  # late: engines call this module
+
+    where = {name: options.pop(name) for name in ENGINES if options.get(name) not in (None, False)}
+    how = many.How(**{name: ENGINES[name](value, name) for name, value in where.items()})
     fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
     toml = options.pop("config", None)
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}
     configs = config.plan(known, options, None if toml is None else Path(toml))
-    runs = run_all(configs, fresh=fresh, quiet=quiet)
+    engine = how.engine(configs)
+    if engine is None:
+        runs = run_all(configs, fresh=fresh, quiet=quiet)
+    else:
+        runs = many.finished(many.with_threads(configs, engine), engine, fresh, quiet)
     return runs[0] if len(runs) == 1 else runs
 
 
-def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True) -> Path:
+def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True, shared: Shared | None = None) -> Path:
     """Run one configuration, or continue it if it was interrupted; returns the directory of the finished run.
 
     The configuration and the path can be pickled: a scheduler can send the configuration to another process or machine
-    and get the path back. Raises RequestError if it cannot be run, RunFailed if the run cannot continue.
+    and get the path back. `shared`: what a process keeps between its runs. Raises RequestError if it cannot be run,
+    RunFailed if the run cannot continue.
     """
-    return _run(wanted, Shared([wanted]), fresh, quiet).directory
+    return _run(wanted, Shared([wanted]) if shared is None else shared, fresh, quiet).directory
 
 
 def run_all(
@@ -80,15 +93,11 @@ def run_all(
     given that none of the strategies uses. (A file of settings may have such fields: that of a run has every field,
     also those given for another strategy of its command.)
     """
-    firsts = {wanted.strategy: wanted for wanted in reversed(configs)}
+    firsts = first_of_each(configs)
     if not dry_run:  # the first one is checked when it runs
-        firsts.pop(configs[0].strategy, None)
-    shared = Shared([*configs, *firsts.values()])
-    for wanted in firsts.values():  # check every strategy before training the first, so that errors appear at once
-        with torch_settings(wanted.threads):
-            job = Job.prepare(wanted, shared)
-            shared.refuse_unused(job, configs)
-            job.learner()
+        firsts = [wanted for wanted in firsts if wanted is not configs[0]]
+    shared = Shared([*configs, *firsts])
+    check(firsts, shared, configs)
     if not dry_run:
         return [_run(wanted, shared, fresh, quiet, configs) for wanted in configs]
     first = ""
@@ -117,8 +126,29 @@ def _settings(text: str) -> dict[str, Any]:
     return plain | {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
 
 
+def first_of_each(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The first run of each strategy, and of each of its settings in a grid."""
+    firsts: dict[str, RunConfig] = {}
+    for wanted in configs:
+        about = (wanted.strategy, wanted.strategy_fields, wanted.backbone, wanted.image_size, wanted.parts)
+        firsts.setdefault(repr(about), wanted)
+    return list(firsts.values())
+
+
+def check(firsts: Sequence[RunConfig], shared: Shared, request: Sequence[RunConfig]) -> None:
+    """Check strategies before any run is trained, so that errors appear at once. Raises RequestError.
+
+    `request`: all runs asked for, to find fields that none of their strategies uses.
+    """
+    for wanted in firsts:
+        with torch_settings(wanted.threads):
+            job = Job.prepare(wanted, shared)
+            shared.refuse_unused(job, request)
+            job.learner()
+
+
 def _run(
-    wanted: RunConfig, shared: "Shared", fresh: bool, quiet: bool, request: Sequence[RunConfig] | None = None
+    wanted: RunConfig, shared: Shared, fresh: bool, quiet: bool, request: Sequence[RunConfig] | None = None
 ) -> Run:
     """`request`: all runs asked for, to find fields that none of their strategies uses; None: not checked."""
     with torch_settings(wanted.threads):
@@ -128,62 +158,6 @@ def _run(
         if not quiet:
             shared.tell(job)
         return job.execute(fresh=fresh, quiet=quiet)
-
-
-class Shared:
-    """Backbones and benchmarks for several runs in one process, each loaded once."""
-
-    def __init__(self, configs: Sequence[RunConfig]) -> None:
-        """`configs`: one for each job that will be prepared."""
-        self.left = Counter(map(_backbone_key, configs))
-        self.backbones: dict[tuple[object, ...], Backbone] = {}
-        self.fingerprints: dict[tuple[object, ...], str] = {}
-        self.benchmarks: dict[str, tuple[Benchmark, list[found.Record]]] = {}
-        self.told: set[str] = set()
-        self.notes: dict[str, list[str]] = {}  # strategy -> what has no effect on it, but on another one
-
-    def backbone(self, wanted: RunConfig) -> tuple[Backbone, str]:
-        """A separate copy of the backbone, because it may be trained, and its fingerprint."""
-        key = _backbone_key(wanted)
-        if key not in self.backbones:
-            self.backbones[key] = load_backbone(wanted.backbone, wanted.weights, wanted.image_size)
-            self.fingerprints[key] = self.backbones[key].fingerprint()
-        self.left[key] -= 1
-        if self.left[key] <= 0:  # the last use: no second copy in memory
-            return self.backbones.pop(key), self.fingerprints[key]
-        return copy.deepcopy(self.backbones[key]), self.fingerprints[key]
-
-    def benchmark(self, wanted: RunConfig, scenario: Any, side: int) -> tuple[Benchmark, list[found.Record]]:
-        """The scenario's benchmark with images of at least `side` pixels, and what was found for it."""
-        name, order_seed = plugins.short_name(wanted.scenario), effects.for_seed(scenario, wanted.seed).order_seed
-        fields = wanted.scenario_fields | {"order_seed": order_seed}
-        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True)
-        if key not in self.benchmarks:
-            data = DataAccess(wanted.data_dir, config.cache_dir(), side)
-            with checked.blamed({f"scenario {name!r}": scenario}, RequestError):
-                made = effects.made(scenario, data, wanted.seed, defaults(type(scenario)), name)
-                self.benchmarks[key] = made, found.record(made, data.found)
-        return self.benchmarks[key]
-
-    def refuse_unused(self, job: "Job", request: Sequence[RunConfig]) -> None:
-        """Raises RequestError for a field that is given and that no strategy uses, once for each strategy."""
-        if job.config.strategy not in self.notes:
-            self.notes[job.config.strategy] = unused.refuse(job, request, Job.prepare)
-
-    def tell(self, job: "Job") -> None:
-        """Print what was found, once for each data set, and what has no effect on a strategy or is not there for it."""
-        strategy, (first, *others) = plugins.short_name(job.config.strategy), found.lines(job.records)
-        texts = ["\n".join([f"{job.directory.parts[-3]}: {first}", *others])]
-        texts += [f"{strategy}: {text}" for text in job.strategy.lacks(job.benchmark.info)]
-        texts += self.notes.get(job.config.strategy, [])
-        for text in texts:
-            if text not in self.told:
-                self.told.add(text)
-                console.tell(text)
-
-
-def _backbone_key(wanted: RunConfig) -> tuple[object, ...]:
-    return wanted.backbone, wanted.weights, wanted.image_size
 
 
 @dataclass
@@ -202,8 +176,11 @@ class Job:
     code: str = ""  # digest of the code that makes the run, set when it begins
 
     @classmethod
-    def prepare(cls, wanted: RunConfig, shared: Shared | None = None) -> "Job":
-        """Make strategy, backbone and benchmark. Raises RequestError if one is unavailable or does not fit."""
+    def prepare(cls, wanted: RunConfig, shared: Shared | None = None, borrowed: bool = False) -> "Job":
+        """Make strategy, backbone and benchmark. Raises RequestError if one is unavailable or does not fit.
+
+        `borrowed`: the job is only looked at, and not run, so that its backbone is not copied.
+        """
         if wanted.data_dir is not None and not (wanted.data_dir.is_dir() or is_data_file(wanted.data_dir)):
             why = " (it is a file)" if wanted.data_dir.exists() else ""
             raise RequestError(f"no such data directory: {wanted.data_dir}{why}")
@@ -211,7 +188,7 @@ class Job:
         asked = replace(wanted, device=device, precision=precision)
         shared = shared or Shared([wanted])
         strategy, scenario, parts = wanted.make_strategy(), wanted.make_scenario(), wanted.make_parts()
-        backbone, fingerprint = shared.backbone(wanted)
+        backbone, fingerprint = shared.backbone(wanted, borrowed)
         if strategy.needs_text and backbone.text is None:
             raise RequestError(
                 f"{asked.strategy} reads class names and needs a backbone with a text tower, but "

@@ -1,9 +1,16 @@
 """The feature bank: the same bits whoever fills it, whenever and in whatever order."""
 
+import errno
 import multiprocessing
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +111,41 @@ def test_two_processes_fill_one_bank(tower, table, tmp_path):
     assert set(contents(shared)[1]) == {1}
     whole = np.arange(len(table))
     assert torch.allclose(shared.rows(whole), FeatureBank(tower, table, CPU, tmp_path / "own").rows(whole), atol=1e-2)
+
+
+def test_two_that_need_the_same_rows_share_the_work_and_compute_no_block_twice(tower, table, tmp_path, monkeypatch):
+    filled, here, spent = [], threading.local(), FeatureBank.spent
+    fill_block = FeatureBank._fill_block
+
+    def slow(bank, block):
+        filled.append((here.name, block))
+        time.sleep(0.1)
+        fill_block(bank, block)
+
+    def work(name):
+        torch.set_num_threads(1)
+        here.name, bank = name, FeatureBank(tower, table, CPU, tmp_path)
+        both.wait()
+        return bank.rows(np.arange(len(table)))
+
+    monkeypatch.setattr(FeatureBank, "_fill_block", slow)
+    both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, "ab")
+    assert sorted(block for _, block in filled) == [0, 1, 2, 3] and {name for name, _ in filled} == {"a", "b"}
+    assert torch.equal(first, second)
+    # whoever waits for a block waits for the bank, which is no cost of its run
+    assert FeatureBank.spent - spent > float(FeatureBank(tower, table, CPU, tmp_path).seconds(np.arange(len(table))))
+
+
+def test_where_locks_fail_nothing_waits(tower, table, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(bank_files.fcntl, "fcntl", fail)
+    bank = FeatureBank(tower, table, CPU, tmp_path)
+    bank.fill(np.arange(len(table)))
+    assert set(contents(bank)[1]) == {1}
 
 
 def test_another_tower_pixels_or_table_has_another_bank(tower, table, make_table, tmp_path):
@@ -245,6 +287,26 @@ def test_a_block_is_checked_once_in_a_process(plain, table, tmp_path, monkeypatc
     for _ in range(3):
         bank.rows(np.array([3, 2 * BLOCK]))
     assert checked == [0, 2]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clsim.backbones.bank_files import BankFiles
+*_, folder, table, rows, width, dtype, block = sys.argv
+with BankFiles(Path(folder), table, int(rows), int(width), dtype, int(block)).alone(1, wait=True) as alone:
+    assert alone
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_keeps_no_block_locked(plain, table, tmp_path):
+    bank = FeatureBank(plain, table, CPU, tmp_path)
+    about = [bank.folder, table.fingerprint, len(table), plain.out_dim, "float32", BLOCK]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, about)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    bank.fill(np.arange(len(table)))
+    assert set(contents(bank)[1]) == {1}
 
 
 def test_a_bank_in_use_outlives_the_cache(plain, table, tmp_path):

@@ -1,6 +1,7 @@
 """Notes of requests: a finished run is found without preparing it, and only as long as nothing has changed."""
 
 import sys
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -109,7 +110,7 @@ def changed_note(words, monkeypatch, tmp_path):
 
 def unsealed_note(words, monkeypatch, tmp_path):
     (note,) = (tmp_path / "cache" / known.NOTES_FOLDER).iterdir()
-    note.write_bytes(known.zlib.compress(b'{"request": 1}'))
+    note.write_bytes(zlib.compress(b'{"request": 1}'))
 
 
 def cleared_cache(words, monkeypatch, tmp_path):

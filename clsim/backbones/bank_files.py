@@ -4,10 +4,14 @@
 each block, which is written last; `bank.json` has what the bank is of. A checksum covers place, rows and seconds.
 """
 
+import contextlib
 import errno
+import fcntl
 import os
+import struct
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from clsim.sealed import sealed, unsealed
 
 ABOUT = "bank.json"
 FORM = 3  # of the files
+LOCK = "hhqqi"  # C's struct flock with an offset of 64 bits: kind, origin, start, length, process
 RECORD = np.dtype([("seconds", "<f4"), ("checksum", "<u4")])  # of a block; one write, so that both are of one process
 
 
@@ -58,14 +63,40 @@ class BankFiles:
         blocks = np.unique(rows // self._block)
         missing, broken = [], 0
         for block in blocks[~self._known[blocks]].tolist():
-            if self._flags[block] and self._checksum(block) == self._records[block]["checksum"]:
-                self._known[block] = True
-            else:
+            if not self.has(block):
                 missing.append(block)
                 broken += bool(self._flags[block])
         if broken:
             print(f"clsim: {broken} blocks of {self.folder} were broken and are computed again", file=sys.stderr)
         return missing
+
+    def has(self, block: int) -> bool:
+        """Whether a block is filled and not broken; its checksum is compared only once."""
+        if not self._known[block] and self._flags[block]:
+            self._known[block] = self._checksum(block) == self._records[block]["checksum"]
+        return bool(self._known[block])
+
+    @contextlib.contextmanager
+    def alone(self, block: int, wait: bool) -> Iterator[bool]:
+        """Lock one block against other processes and other objects of this one; false if it is locked and `wait` is not
+        set. The kernel releases it when the process ends, in any way. Where locks fail, nothing waits.
+
+        It locks the block's byte of `filled` for this open file. (POSIX's own locks of a range would be lost when any
+        other object of this process closes the file.)
+        """
+        if self._mode == "rb" or not hasattr(fcntl, "F_OFD_SETLK"):
+            yield True
+            return
+        file, command = self._files["filled"].fileno(), fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        try:
+            fcntl.fcntl(file, command, struct.pack(LOCK, fcntl.F_WRLCK, os.SEEK_SET, block, 1, 0))
+        except OSError as error:
+            yield error.errno not in (errno.EAGAIN, errno.EACCES)
+            return
+        try:
+            yield True
+        finally:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(LOCK, fcntl.F_UNLCK, os.SEEK_SET, block, 1, 0))
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(B,) rows -> (B,D) numbers as they are stored; no block of them may be `missing`."""

@@ -33,8 +33,9 @@ class FeatureBank:
 
     Rows are computed when they are first needed, in fixed blocks of neighbouring rows. So every process writes the same
     bits in every order: a bank that was interrupted, or filled by two processes at the same time, is equal to a bank
-    filled at once. A block is complete when its flag is set, which is written after its data. Its checksum is compared
-    when a process first reads it; a broken block is computed again.
+    filled at once. Processes that need the same rows at the same time share the work: each block is locked while it is
+    computed. A block is complete when its flag is set, which is written after its data. Its checksum is compared when
+    a process first reads it; a broken block is computed again.
     """
 
     spent: ClassVar[float] = 0.0  # seconds that this process has filled banks for
@@ -61,13 +62,24 @@ class FeatureBank:
         return torch.from_numpy(self._files.take(rows)).view(self.tower.dtype).float()
 
     def fill(self, rows: NDArray[np.int64]) -> None:
-        """Compute the missing blocks of these rows."""
-        for block in self._files.missing(rows):
-            self._fill_block(block)
+        """Compute the missing blocks of these rows; wait for those that other processes are computing."""
+        for block in [each for each in self._files.missing(rows) if not self._filled(each)]:
+            began = perf_counter()
+            with self._files.alone(block, wait=True):
+                FeatureBank.spent += perf_counter() - began
+                if not self._files.has(block):  # the other process was killed
+                    self._fill_block(block)
 
     def seconds(self, rows: NDArray[np.int64]) -> float:
         """Seconds that computing these rows' blocks took, whoever computed them."""
         return self._files.seconds(rows)
+
+    def _filled(self, block: int) -> bool:
+        """Compute a block unless another process has done so meanwhile; false if one is doing so."""
+        with self._files.alone(block, wait=False) as alone:
+            if alone and not self._files.has(block):
+                self._fill_block(block)
+        return alone
 
     @torch.no_grad()
     def _fill_block(self, block: int) -> None:
