@@ -56,8 +56,9 @@ def run(**options: Any) -> Run | list[Run]:
     """
     from clsim.engines import many  # late: engines call this module
 
-    where = {name: options.pop(name) for name in ENGINES if options.get(name) not in (None, False)}
-    how = many.How(**{name: ENGINES[name](value, name) for name, value in where.items()})
+    where = {name: options.pop(name, None) for name in ENGINES}
+    given = {name: value for name, value in where.items() if value is not None and value is not False}
+    how = many.How(**{name: ENGINES[name](value, name) for name, value in given.items()})
     fresh, quiet = bool(options.pop("fresh", False)), bool(options.pop("quiet", True))
     toml = options.pop("config", None)
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}

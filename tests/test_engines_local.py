@@ -142,7 +142,7 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch):
 
 
 def test_jobs_are_a_number_or_auto(tmp_path, monkeypatch):
-    for wrong in ("0", "-1", "two", "1.5", 2000):
+    for wrong in ("0", 0, "-1", "two", "1.5", 2000):
         with pytest.raises(RequestError, match=r"jobs must be auto or 1 to 1024, not "):
             clsim.run(**toys(tmp_path, "ncm"), jobs=wrong)
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(8)))

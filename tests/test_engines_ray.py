@@ -13,6 +13,7 @@ import pytest
 from test_engines_local import PLUGINS, configs_of, gone, toys, words
 
 import clsim
+from clsim import cli
 from clsim.engines import many
 from clsim.engines.ray import Ray
 from clsim.errors import RequestError
@@ -44,6 +45,8 @@ def test_requests_without_sense_are_refused(tmp_path):
     ):
         with pytest.raises(RequestError, match=words_of_error):
             how.engine(configs)
+    with pytest.raises(RequestError, match="write fields before it"):
+        cli._dispatch(["run", *words(toys(tmp_path, "linear")), "--ray", "lr=0.1"])
     with pytest.raises(RequestError, match="ray must be the address"):
         clsim.run(**toys(tmp_path, "ncm"), ray=5)
 
