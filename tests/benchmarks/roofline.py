@@ -35,6 +35,7 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import InputSpec, evaluation
 from clsim.evaluation import predict_rows
 from clsim.events import Step
+from clsim.tools import EVAL_BATCH
 
 CLASSES = tuple(range(10))
 MATRICES = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # which input is the first factor
@@ -149,9 +150,9 @@ def measure(model: str, name: str, size: int, rounds: int) -> None:
         s.features(experience.rows)  # fills the bank
     report(f"{name}, training", lambda: loop._step(Step(s, experience.rows), experience), size, rounds, loop.bf16)
     s.learner.eval()
-    rows = experience.rows
+    rows = np.resize(experience.rows, EVAL_BATCH)
     evaluate = partial(predict_rows, s.learner, loader, rows, CLASSES, loop.tools.autocast)
-    report(f"{name}, evaluation", evaluate, size, rounds, loop.bf16)
+    report(f"{name}, evaluation", evaluate, EVAL_BATCH, rounds, loop.bf16)
 
 
 def main() -> None:
@@ -159,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_micro", help="default %(default)s")
     parser.add_argument("--strategies", default="l2p,vpt_deep,finetune,bank", help="default %(default)s")
-    parser.add_argument("--images", type=int, default=64, help="in a step; evaluation has whole batches of 64")
+    parser.add_argument("--images", type=int, default=64, help="in a training step (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     given = parser.parse_args()
     print(f"{given.model}, {given.images} images, one thread, {torch.backends.cpu.get_cpu_capability()}")
