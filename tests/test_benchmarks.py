@@ -48,6 +48,25 @@ def test_a_learners_step_is_measured_in_a_runs_own_loop():
     assert {"vpt_deep", "ncm"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
 
 
+@pytest.mark.slow
+def test_the_roofline_divides_the_time_of_a_step_and_counts_its_products():
+    words = ("--model", "vit_nano", "--strategies", "finetune", "--images", 64, "--rounds", 1)
+    lines = call(ROOT / "tests/benchmarks/roofline.py", *words).splitlines()
+    rows = {line[:22].strip(): line[22:].replace("%", "").split() for line in lines[2:]}
+    assert list(rows) == ["finetune, training", "finetune, evaluation"]
+    for _time, products, reached, alone, _bound, *rest in rows.values():
+        assert 96 <= int(products) + sum(map(int, rest)) <= 104, "shares, each rounded"
+        assert int(products) > 0 and int(reached) > 0 and int(alone) > 0
+
+
+@pytest.mark.slow
+def test_a_tree_is_compared_with_itself():
+    words = ("--old", ROOT, "--strategies", "ncm", "--backbone", "vit_nano", "--rounds", 1)
+    (line,) = call(ROOT / "tests/benchmarks/speed.py", *words).splitlines()[1:]
+    name, *figures = line.split()
+    assert name == "ncm" and len(figures) == 6 and all(float(figure) > 0 for figure in figures)
+
+
 def test_nothing_that_is_killed_full_or_broken_changes_a_result():
     lines = call(ROOT / "tests/benchmarks/campaign.py", "--short").splitlines()
     assert lines[-1].startswith("0 faults")

@@ -148,13 +148,15 @@ def test_where_locks_fail_nothing_waits(tower, table, tmp_path, monkeypatch):
     assert set(contents(bank)[1]) == {1}
 
 
-def test_another_tower_pixels_or_table_has_another_bank(tower, table, make_table, tmp_path):
+def test_another_tower_pixels_table_or_arithmetic_has_another_bank(tower, table, make_table, tmp_path, monkeypatch):
     folder = FeatureBank(tower, table, CPU, tmp_path).folder
     assert FeatureBank(tower, table, CPU, tmp_path).folder == folder
     assert FeatureBank(tower, make_table(seed=1), CPU, tmp_path).folder != folder
     changed = load_backbone("vit_nano").image.to(tower.dtype)
     changed.vit.norm.bias[0] += 1
     assert FeatureBank(changed, table, CPU, tmp_path).folder != folder
+    monkeypatch.setattr(features, "ARITHMETIC", features.ARITHMETIC + 1)
+    assert FeatureBank(tower, table, CPU, tmp_path).folder != folder, "other code may compute other last bits"
 
 
 def test_a_full_disk_leaves_no_bank(tower, table, tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 """The four sites: offered at every block; left alone they change nothing, used they change what the tower says."""
 
+import math
+
 import pytest
 import torch
 
+from clsim.backbones import towers
 from clsim.backbones.load import load_backbone
-from clsim.backbones.towers import TunerHooks, mask_for, pick
+from clsim.backbones.towers import TunerHooks, attention, mask_for, pick
 
 
 @pytest.fixture(scope="module", params=["vit_nano", "clip_nano"])
@@ -134,3 +137,52 @@ def test_one_position_each_equals_all_positions(images):
     x = text.embed(ids)
     every = text.encode(x, mask=mask)
     assert torch.allclose(text.encode(x, ends, mask=mask), pick(every, ends), atol=1e-5)
+
+
+# attention
+
+CAUSAL = torch.full((5, 5), -torch.inf).triu(1)
+MASKS = {"none": None, "causal": CAUSAL, "one for each row": torch.stack([CAUSAL[3], CAUSAL[1]])[:, None, None]}
+
+
+def queries_keys_values(queries, dtype):
+    """Two rows, three heads, five keys; as in a tower, the heads are next to each other in memory."""
+    draw = torch.Generator().manual_seed(0)
+    parts = (torch.randn(2, n, 3, 8, generator=draw).to(dtype).transpose(1, 2) for n in (queries, 5, 5))
+    return [part.requires_grad_() for part in parts]
+
+
+def by_the_formula(q, k, v, mask):
+    """softmax(q k' / sqrt(d) + mask) v in float64: Vaswani et al. 2017, eq. 1."""
+    weights = q.double() @ k.double().transpose(-1, -2) / math.sqrt(8)
+    return (weights if mask is None else weights + mask.double()).softmax(dim=-1) @ v.double()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_attention_and_its_gradients_equal_the_formula(mask, dtype, bound, with_gradients):
+    given = queries_keys_values(1 if mask == "one for each row" else 5, dtype)
+    expected = by_the_formula(*given, MASKS[mask])
+    with torch.set_grad_enabled(with_gradients):
+        found = attention(*given, MASKS[mask])
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert torch.allclose(found.double(), expected, rtol=bound, atol=bound)
+    if with_gradients:
+        pull = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+        theirs = torch.autograd.grad(expected, given, pull.double())
+        for own, wanted in zip(torch.autograd.grad(found, given, pull.to(dtype)), theirs, strict=True):
+            assert torch.allclose(own.double(), wanted.double(), rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_the_fused_kernel_is_used_where_it_is_faster(dtype, with_gradients, monkeypatch):
+    used = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        towers.nn.functional, "scaled_dot_product_attention", lambda *given: used.append(1) or kernel(*given)
+    )
+    with torch.set_grad_enabled(with_gradients):
+        attention(*queries_keys_values(5, dtype))
+    assert bool(used) == (dtype == torch.float32 or not with_gradients)

@@ -155,6 +155,21 @@ def test_the_stem_makes_a_token_of_every_four_pixels():
     assert (stem.num_patches, stem.grid_size, stem.feat_ratio()) == (64, (8, 8), 4)
 
 
+def test_the_stem_equals_its_layers_forwards_and_backwards_whatever_the_layout():
+    torch.manual_seed(0)
+    stem = ConvStem(img_size=32, embed_dim=16).eval()
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    expected = stem.layers(images).flatten(2).transpose(1, 2)
+    found = stem(images)
+    assert found.is_contiguous()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    learned = [images, *stem.parameters()]
+    pull = torch.randn_like(found)
+    theirs = torch.autograd.grad(expected, learned, pull)
+    for own, wanted in zip(torch.autograd.grad(found, learned, pull), theirs, strict=True):
+        assert torch.allclose(own, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_fingerprint_covers_weights_types_and_pixels():
     def tower(pixels=None):
         torch.manual_seed(0)

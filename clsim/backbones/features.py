@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clsim import rng
 from clsim.backbones.bank_files import FORM, BankFiles
-from clsim.backbones.towers import Tower
+from clsim.backbones.towers import ARITHMETIC, Tower
 from clsim.data.batches import as_tensors, filled_up
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, augmented, evaluation
@@ -49,7 +49,7 @@ class FeatureBank:
         self.view = view
         # another number of threads may add in another order: the last bits belong to it
         threads = f"/{torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        key = f"{FORM}/{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}{threads}"
+        key = f"{FORM}/{ARITHMETIC}/{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}{threads}"
         if view is not None:
             key += f"/view {view.number}, {view.how}"
         self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
