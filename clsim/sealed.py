@@ -35,11 +35,12 @@ def packed(content: Mapping[str, Any]) -> bytes:
 
 def unpacked(data: bytes) -> dict[str, Any]:
     """What `packed` wrote. Raises ValueError for anything else."""
+    reader = zlib.decompressobj()
     try:
-        text = zlib.decompress(data).decode()
+        text = reader.decompress(data).decode()
     except zlib.error as error:
         raise ValueError(CHANGED) from error
-    if not text.startswith(SEAL):
+    if not reader.eof or reader.unused_data or not text.startswith(SEAL):  # cut, or with something behind it
         raise ValueError(CHANGED)
     return unsealed(text)
 

@@ -446,7 +446,7 @@ def test_an_interrupted_program_ends_at_once_with_its_own_status() -> None:
     assert done.stderr == "clsim: interrupted; repeat the same command to resume\n"
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "another", "folder"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "longer", "another", "folder"])
 def test_a_broken_note_about_finished_runs_is_found_and_removed(tmp_path, monkeypatch, capsys, damage) -> None:
     from clsim.listing import NOTES
     from clsim.sealed import digest, packed
@@ -461,7 +461,8 @@ def test_a_broken_note_about_finished_runs_is_found_and_removed(tmp_path, monkey
         note.unlink()
         note.mkdir()
     else:
-        others = {"changed": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:9], "another": packed({"request": "b"})}
+        others = {"changed": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:9], "longer": data + b"garbage"}
+        others["another"] = packed({"request": "b"})
         note.write_bytes(others[damage])
     assert cli.main(["cache", "--verify"]) == 1
     found = capsys.readouterr().out
