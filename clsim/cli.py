@@ -1,4 +1,4 @@
-"""The command line: `clsim run | list | show | compare | verify | pretrain | cache`.
+"""The command line: `clsim run | tune | list | show | compare | verify | pretrain | cache`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -89,19 +89,18 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
     run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
-    for each in OPTIONS.values():
-        action = "append" if each.name == "with" else "store"  # `--with A --with B` is `--with A,B`
-        run.add_argument(flag(each.name), action=action, metavar=each.metavar, help=each.help)
+    _add_options(run, OPTIONS)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
-    run.add_argument("--jobs", metavar="N|auto", help="runs at the same time, in processes of this machine (default 1)")
-    run.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="runs on a Ray cluster (default: a local one)"
-    )
-    run.add_argument("--slurm", metavar="NAME=VALUE,...", help="each run is a SLURM job: partition=gpu,time=4:00:00")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
     run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
-    run.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
+    tune = command("tune", "choose settings on validation images, then run the chosen ones with every seed")
+    _add_options(tune, [name for name in OPTIONS if name not in ("validation", "note")])
+    what = "experiences of the training stream on which settings are compared (default 3)"
+    tune.add_argument("--tune-experiences", metavar="N|all", default="3", help=what)
+    what = "how settings are tried: grid (default), random, tpe"
+    tune.add_argument("--search", metavar="NAME", choices=("grid", "random", "tpe"), default="grid", help=what)
+    tune.add_argument("--trials", metavar="N", default="20", help="settings of a random or TPE search (default 20)")
     listing = command("list", "list scenarios, strategies, parts and backbones")
     listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
     show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
@@ -127,6 +126,21 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     return top, commands.choices
 
 
+def _add_options(parser: _Parser, names: Iterable[str]) -> None:
+    """The options of a run with these names, and what is the same for all commands that run."""
+    for name in names:
+        each = OPTIONS[name]
+        action = "append" if name == "with" else "store"  # `--with A --with B` is `--with A,B`
+        parser.add_argument(flag(name), action=action, metavar=each.metavar, help=each.help)
+    what = "runs at the same time, in processes of this machine (default 1)"
+    parser.add_argument("--jobs", metavar="N|auto", help=what)
+    what = "runs on a Ray cluster (default: a local one)"
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=what)
+    what = "each run is a SLURM job: partition=gpu,time=4:00:00"
+    parser.add_argument("--slurm", metavar="NAME=VALUE,...", help=what)
+    parser.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
+
+
 def _dispatch(argv: list[str]) -> int:
     top, parsers = _parsers()
     for argument in argv:
@@ -140,7 +154,7 @@ def _dispatch(argv: list[str]) -> int:
             if name.startswith("-"):
                 top.parse_args(argv)  # --help and --version end here
             raise unknown("command", name, parsers)
-        rest, fields = _apart(rest, parsers[name]) if name == "run" else (rest, [])
+        rest, fields = _apart(rest, parsers[name]) if name in ("run", "tune") else (rest, [])
         # intermixed: fields may be anywhere among the options
         given, left = parsers[name].parse_known_intermixed_args(rest)
         if fields:
@@ -154,6 +168,7 @@ def _dispatch(argv: list[str]) -> int:
         raise RequestError(f"clsim {name} does not take {left[0]!r}")
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "run": _run,
+        "tune": _tune,
         "list": _list,
         "show": _show,
         "compare": _compare,
@@ -187,8 +202,8 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 def _run(given: argparse.Namespace) -> int:
     from clsim import known  # late, like the imports below: NumPy
 
-    where = {"jobs": given.jobs, "ray": given.ray, "slurm": given.slurm}
-    checked = {name: ENGINES[name](value, f"--{name}") for name, value in where.items() if value is not None}
+    where = {name: getattr(given, name) for name in ENGINES}
+    checked = _engine(given)
     options = {name: getattr(given, name) for name in OPTIONS}
     asked = known.request(options | where, given.fields, given.config)
     runs = None if given.fresh or given.dry_run else known.find(asked)
@@ -205,6 +220,12 @@ def _run(given: argparse.Namespace) -> int:
         names = ", ".join(each.name for each in failed)
         print(f"clsim: failed: {len(failed)} of {len(runs) + len(failed)} runs: {names}", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _engine(given: argparse.Namespace) -> dict[str, Any]:
+    """The options of where runs are made, as far as they are given."""
+    where = {name: getattr(given, name) for name in ENGINES}
+    return {name: ENGINES[name](value, f"--{name}") for name, value in where.items() if value is not None}
 
 
 def _made(
@@ -228,6 +249,28 @@ def _made(
     if not failed and not given.dry_run:
         known.keep(asked, configs, runs)
     return runs, failed
+
+
+def _tune(given: argparse.Namespace) -> int:
+    from clsim import compare, options, tuning
+    from clsim.engines import many
+    from clsim.field_values import split_field
+
+    trials = options.at_least(1, int)(given.trials, "--trials")
+    experiences = options.first_experiences(given.tune_experiences, "--tune-experiences") or "all"
+    plan = tuning.Plan(experiences, given.search, trials)
+    asked = {name: getattr(given, name, None) for name in OPTIONS}
+    fields = dict(map(split_field, given.fields))
+    run = tuning.runner(many.How(**_engine(given)), say=print)
+    found = tuning.tune(asked, fields, plan, run)
+    for each in found:
+        print(tuning.table(each))
+    configs = tuning.chosen_runs(asked, fields, found)
+    runs = [each for each in run(configs) if each is not None]
+    for each in found:
+        print(f"tried: {tuning.record(each, configs[0].out / 'tuning')}")
+    print(compare.report([each.directory for each in runs]))
+    return DONE if len(runs) == len(configs) else FAILED
 
 
 def _pretrain(given: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clsim import grids, plugins
 from clsim.backbones import registry
@@ -50,6 +50,10 @@ class RunConfig:
     threads: int | None  # None: torch's default
     image_size: int | None  # pixels; None: the size that the weights were trained with
     eval_every: int | None  # images between evaluations inside an experience
+    validation: (
+        int | Literal["all"] | None
+    )  # experiences to choose settings on, or "all"; None: the whole stream and its tests
+    note: str | None  # a remark for the summary
     checkpoint_minutes: float
     data_dir: Path | None
     out: Path

@@ -137,6 +137,14 @@ def names(value: Any, name: str) -> list[str]:
     return list(dict.fromkeys(check(value, tuple[str, ...], name)))
 
 
+def first_experiences(value: Any, name: str) -> int | Literal["all"] | None:
+    """A number of experiences, ``all``, or None."""
+    if value in ("all", None):
+        return value  # type: ignore[no-any-return]
+    found: int | None = at_least(1, int)(value, name)
+    return found
+
+
 def jobs(value: Any, name: str) -> int | Literal["auto"]:
     """A number of runs at the same time, or ``auto``."""
     if value == "auto":
@@ -245,6 +253,16 @@ OPTIONS: dict[str, Option] = {
             hashed=True,
             per_run=True,
         ),
+        Option(
+            "validation",
+            "N|all",
+            "only the first N experiences, each tested on a fifth of its training images, to choose settings",
+            first_experiences,
+            hashed=True,
+            compared=True,
+            per_run=True,
+        ),
+        Option("note", "TEXT", "remark that is kept in the run's notes", of_type(str | None), per_run=True),
         Option(
             "checkpoint_minutes",
             "M",

@@ -198,7 +198,8 @@ class Job:
         benchmark, records = shared.benchmark(wanted, scenario, backbone.image.pixels.stored_side)
         _require_boundaries(asked, strategy, parts, benchmark)
         digest = asked.hash(fingerprint, *(table.fingerprint for table in benchmark.tables))
-        directory = asked.directory(scenario.variant(), digest)
+        variants = [scenario.variant(), *(["validation"] if asked.validation is not None else [])]
+        directory = asked.directory(".".join(filter(None, variants)), digest)
         READ.runs.add(directory)
         return cls(asked, digest, directory, strategy, parts, benchmark, backbone, fingerprint, records)
 
@@ -330,7 +331,10 @@ class Job:
         }
         journal.end(measured.values, cost, _hyper_parameters(self.config))
         journal.close()  # now, so that its checksum, and that of TensorBoard's file, are known
-        summary.write(self.directory, loop, summary.summary(loop, measured, cost, names))
+        described = summary.summary(loop, measured, cost, names)
+        if self.config.note is not None:
+            described["notes"]["note"] = self.config.note
+        summary.write(self.directory, loop, described)
 
 
 def _saved(folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from clsim.backbones.load import Backbone, load_backbone
 from clsim.config import RunConfig
 from clsim.data import effects, found
 from clsim.data.streams import Benchmark, DataAccess
+from clsim.data.validation import validated
 from clsim.errors import RequestError
 from clsim.field_values import defaults
 from clsim.recorders import console
@@ -65,13 +66,15 @@ class Shared:
         """The scenario's benchmark with images of at least `side` pixels, and what was found for it."""
         name, order_seed = plugins.short_name(wanted.scenario), effects.for_seed(scenario, wanted.seed).order_seed
         fields = wanted.scenario_fields | {"order_seed": order_seed}
-        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side], sort_keys=True)
+        key = json.dumps([wanted.scenario, fields, str(wanted.data_dir), side, wanted.validation], sort_keys=True)
         kept = self.benchmarks.pop(key, None)
         if kept is None:
             data = DataAccess(wanted.data_dir, config.cache_dir(), side)
             with checked.blamed({f"scenario {name!r}": scenario}, RequestError):
                 made = effects.made(scenario, data, wanted.seed, defaults(type(scenario)), name)
-                kept = made, found.record(made, data.found)
+            if wanted.validation is not None:
+                made = validated(made, wanted.validation)
+            kept = made, found.record(made, data.found)
         self.benchmarks[key] = kept
         if len(self.benchmarks) > MOST_BENCHMARKS:
             del self.benchmarks[next(iter(self.benchmarks))]  # the one that was not used for longest

@@ -74,16 +74,16 @@ def _unused(job: Job) -> dict[str, str]:
     changed = {name for name in asked.written if asked.strategy_fields[name] != settled.get(name)}
     if strategy.learning_rate != strategy.lr:  # not the rate that was asked for, although it is the default's
         changed |= asked.written & {"lr"}
-    found = _useless(asked, job.benchmark.info) | _unused_rates(job, changed)
+    found = useless(asked, job.benchmark.info) | _unused_rates(job, changed)
     return {name: why for name, why in found.items() if name in changed}
 
 
 def _uses(other: RunConfig, name: str, info: StreamInfo, prepare: Callable[[RunConfig], Job]) -> bool:
     """Whether another strategy uses a field that is set for it."""
-    return name not in _useless(other, info) and not (name in RATES and _unused_rates(prepare(other), {name}))
+    return name not in useless(other, info) and not (name in RATES and _unused_rates(prepare(other), {name}))
 
 
-def _useless(asked: RunConfig, info: StreamInfo) -> dict[str, str]:
+def useless(asked: RunConfig, info: StreamInfo) -> dict[str, str]:
     """The fields that have no effect on a strategy with its parts, with the reasons; without RATES."""
     strategy = asked.make_strategy()
     found: dict[str, str] = strategy.unused(info)

@@ -15,6 +15,7 @@ FILES = [path for folder in ("clsim", "strategies", "scenarios") for path in sor
 FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
+    {"tuning"},
     {"pretrain", "runner", "engines", "avalanche", "known"},
     {"shared", "prediction", "summary", "unused"},
     {"given_images"},
@@ -24,7 +25,7 @@ FLOORS = [
     {"learner", "tools"},
     {"config", "listing"},
     {"unknown_fields", "named_parts", "options", "grids"},
-    {"bases", "families"},
+    {"bases", "families", "search"},
     {"strategy", "field_values", "values", "plugins", "plugin_paths"},
     {"plugin_source", "field_reads", "written"},
     {"parts"},

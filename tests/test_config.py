@@ -238,6 +238,8 @@ def test_every_strategy_with_every_seed_once(toys: dict[str, str]) -> None:
         ({"with": "mine.py"}, [], "^mine.py needs the name of a class"),
         ({"checkpoint_minutes": "-1"}, [], "^checkpoint_minutes must be at least 0, not -1.0$"),
         ({"eval_every": 0}, [], "^eval_every must be at least 1, not 0$"),
+        ({"validation": 0}, [], "^validation must be at least 1, not 0$"),
+        ({"validation": "some"}, [], "^validation must be "),
         ({"image_size": "x"}, [], "^image_size must be a whole number or none, not 'x'$"),
         ({}, ["--sed=1"], r"^no option '--sed' \(did you mean '--seed'\?\)"),
         ({}, ["--sise=1"], r"^no option '--sise' \(did you mean '--size'\?\)"),
@@ -367,6 +369,8 @@ def test_toml_round_trip(toys: dict[str, str], tmp_path: Path) -> None:
         data_dir="/d",
         image_size=64,
         eval_every=100,
+        validation=2,
+        note='a "remark", in one line',
         checkpoint_minutes=2,
         **{"with": "er:5,er_per_class:2,der,alpha=1"},
     )
@@ -393,6 +397,7 @@ def test_hash_covers_what_can_change_a_result(toys: dict[str, str], tmp_path: Pa
         replace(first, weights=Path("elsewhere")),
         replace(first, preset="plain"),
         replace(first, checkpoint_minutes=1.0),
+        replace(first, note="a remark"),
         replace(first, parts=()),
     ]
     other = [
@@ -403,6 +408,8 @@ def test_hash_covers_what_can_change_a_result(toys: dict[str, str], tmp_path: Pa
         replace(first, threads=None),
         replace(first, image_size=64),
         replace(first, eval_every=10),
+        replace(first, validation=2),
+        replace(first, validation="all"),
         replace(first, parts=("er:5",)),
         replace(first, parts=("er:6",)),
         replace(first, parts=("er_per_class:5",)),
