@@ -268,7 +268,8 @@ def _tune(given: argparse.Namespace) -> int:
     configs = tuning.chosen_runs(asked, fields, found)
     runs = [each for each in run(configs) if each is not None]
     for each in found:
-        print(f"tried: {tuning.record(each, configs[0].out / 'tuning')}")
+        if each.trials:
+            print(f"tried: {tuning.record(each, configs[0].out / 'tuning')}")
     print(compare.report([each.directory for each in runs]))
     return DONE if len(runs) == len(configs) else FAILED
 

@@ -197,9 +197,7 @@ def runner(how: many.How, say: Callable[[str], None] = lambda text: None) -> Run
         if engine is None:
             return [_alone(each, say) for each in configs]
         with_threads = many.with_threads(configs, engine)
-        made, failed = many.run_all(with_threads, engine, quiet=True)
-        for each in failed:
-            say(f"failed: {each.name}: {each.lines}")
+        made, _ = many.run_all(with_threads, engine)  # it shows what goes on, and what fails
         found = {run.directory: run for run in made}
         return [found.get(directory) for directory in _directories(with_threads)]
 

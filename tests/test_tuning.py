@@ -137,9 +137,9 @@ def test_the_command(tmp_path, capsys, jobs):
     command = f"tune --strategy linear --backbone vit_nano --epochs 1 --seed 0,1 --jobs {jobs} --threads 1".split()
     command += ["weight_decay=0|1e30", "optimizer=sgd", "lr=0.1", "scenario.train_per_class=5", "--out", str(tmp_path)]
     assert cli.main(command) == 0
-    printed = capsys.readouterr().out
-    assert "chosen: weight_decay=0" in printed
-    assert "failed" in printed
+    printed = capsys.readouterr()
+    assert "chosen: weight_decay=0" in printed.out
+    assert "failed" in printed.out + printed.err
     final = [load(each.parent) for each in sorted((tmp_path / "split_digits").rglob("summary.json"))]
     assert [run.summary["seed"] for run in final] == [0, 1]
     for run in final:
