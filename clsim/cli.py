@@ -200,8 +200,9 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 
 
 def _run(given: argparse.Namespace) -> int:
-    from clsim import known  # late, like the imports below: NumPy
+    from clsim import config, known, listing  # late, like the imports below: NumPy
 
+    listing.tidy_cache(config.cache_dir())
     where = {name: getattr(given, name) for name in ENGINES}
     checked = _engine(given)
     options = {name: getattr(given, name) for name in OPTIONS}
@@ -211,7 +212,7 @@ def _run(given: argparse.Namespace) -> int:
     if runs is None:
         runs, failed = _made(given, options, checked, asked)
     elif not given.quiet:
-        known.show(runs)
+        known.show(runs, tables=not checked)
     if len(runs) > 1 or (runs and checked):
         from clsim import compare
 
@@ -266,10 +267,13 @@ def _tune(given: argparse.Namespace) -> int:
     for each in found:
         print(tuning.table(each))
     configs = tuning.chosen_runs(asked, fields, found)
-    runs = [each for each in run(configs) if each is not None]
     for each in found:
         if each.trials:
-            print(f"tried: {tuning.record(each, configs[0].out / 'tuning')}")
+            print(f"tried: {tuning.record(each, configs, asked, fields)}")
+    made = run(configs)
+    runs = [each for each in made if each is not None]
+    for text in tuning.without_note(configs, made):
+        print(f"clsim: {text}", file=sys.stderr)
     print(compare.report([each.directory for each in runs]))
     return DONE if len(runs) == len(configs) else FAILED
 

@@ -6,7 +6,8 @@ decided them: the request itself, the environment, the processor, and size and t
 read. A note counts only if none of these has changed. If it does not count, the request is prepared as always.
 
 No note is made where this is not certain: for plug-ins that are not clsim's own, which may read anything; for weights
-from the Hub, which may be replaced there; on an accelerator, which may be gone; for data sets of very many files.
+or data from the Hub, which may be replaced there; on an accelerator, which may be gone; for data sets of very many
+files.
 """
 
 import contextlib
@@ -73,6 +74,7 @@ def request(options: Mapping[str, Any], fields: Sequence[str], toml: str | None)
             "python": [sys.version, sys.prefix, sys.path, _importable(sys.path)],
             "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
             "processor": processor,
+            "cores": len(os.sched_getaffinity(0)),  # --jobs divides them
             "accelerators": found,
         }
         return Request(json.dumps(content, sort_keys=True), began, tuple(found))
@@ -109,7 +111,7 @@ def find(asked: Request | None) -> list[Run] | None:
 
 def keep(asked: Request | None, configs: Sequence["RunConfig"], runs: Sequence[Run]) -> None:
     """Note the finished runs of the request, if it is certain what decided them."""
-    if asked is None or READ.too_many or len(runs) != len(configs):
+    if asked is None or READ.too_many or READ.uncertain or len(runs) != len(configs):
         return
     if not all(_certain(each, run, asked) for each, run in zip(configs, runs, strict=True)):
         return
@@ -167,7 +169,8 @@ def _state(files: Sequence[str]) -> tuple[str, float]:
     for file in files:
         try:
             about = os.stat(file)  # noqa: PTH116  # there are thousands of them
-            found.update(f"{file}/{about.st_size}/{about.st_mtime_ns}/{about.st_ctime_ns}\n".encode(errors="replace"))
+            same = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            found.update(f"{file}/{same}\n".encode(errors="replace"))
             newest = max(newest, about.st_mtime_ns, about.st_ctime_ns)
         except OSError:
             found.update(f"{file} is missing\n".encode(errors="replace"))
@@ -188,8 +191,8 @@ def _write(path: Path, content: bytes) -> None:
         old.unlink(missing_ok=True)
 
 
-def show(runs: Sequence[Run]) -> None:
-    """Print what `clsim run` prints for runs that are only read: what was found, and the final tables."""
+def show(runs: Sequence[Run], tables: bool = True) -> None:
+    """Print what `clsim run` prints for runs that are only read: what was found, and, with `tables`, the final ones."""
     from clsim.data import found  # late, like the next one: quiet requests need neither
     from clsim.recorders import console
 
@@ -202,4 +205,5 @@ def show(runs: Sequence[Run]) -> None:
             if text not in told:
                 told.add(text)
                 console.tell(text)
-        console.report(run)
+        if tables:
+            console.report(run)

@@ -151,6 +151,13 @@ def clear_cache(folder: Path) -> str:
     return f"removed from {folder}:\n{columns(rows)}" if rows else f"{folder}: already empty"
 
 
+def tidy_cache(folder: Path) -> None:
+    """Remove what killed processes left in the cache, also where a request opens no entry of it."""
+    for kind in CACHED:
+        with contextlib.suppress(OSError):  # there is none, or it is another user's
+            entries.remove_leftovers(folder / kind)
+
+
 def verify_cache(folder: Path) -> tuple[str, bool]:
     """Every table, bank and note, read in full and compared with its checksums, one line each; and if all are whole.
 

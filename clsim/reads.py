@@ -16,6 +16,7 @@ class Reads:
     places: set[Path] = field(default_factory=set)  # folders of which only the names of their entries matter
     runs: set[Path] = field(default_factory=set)  # directories of the runs that were prepared here
     too_many: bool = False  # whether there were more than MOST files
+    uncertain: bool = False  # whether something was read that may change elsewhere, e.g. a branch on the Hub
 
     def add_files(self, files: Iterable[Path]) -> None:
         """Note files that were read."""

@@ -16,9 +16,11 @@ from clsim.config import RunConfig
 from clsim.engines import many
 from clsim.errors import RequestError, RunFailed
 from clsim.field_values import field_types
-from clsim.options import OPTIONS
+from clsim.options import OPTIONS, PATHS, flag
+from clsim.plugin_paths import absolute
 from clsim.results import Run, load
 from clsim.runner import Job, run_one
+from clsim.sealed import digest
 from clsim.shared import Shared
 
 FIGURE = "average_accuracy"
@@ -93,19 +95,27 @@ def tune(options: Mapping[str, Any], fields: Mapping[str, str], plan: Plan, runn
     for name in searched:
         if name.startswith("scenario."):
             raise RequestError(f"{name} belongs to the stream: its values cannot be compared by their accuracy")
+    for name, value in options.items():
+        if "|" in str(value):
+            text = f"write {name}=a|b" if OPTIONS[name].of_strategy else "only fields of strategies are searched"
+            raise RequestError(f"{flag(name)} {value}: it has one value here; {text}")
     strategies, seed = _names(options), OPTIONS["seed"].checker(_or_default(options, "seed"), "seed")[0]
-    spaces = {strategy: _own(searched, strategy, strategies) for strategy in strategies}
+    spaces = {strategy: _own(searched, strategy, strategies, fixed) for strategy in strategies}
     if lost := searched.keys() - {name for own in spaces.values() for name in own}:
         raise RequestError(f"no strategy of this request has the field {min(lost)!r}")
-    for wanted in {each.strategy: each for each in config.plan(options, _first(searched) | fixed)}.values():
-        without = unused.useless(wanted, Job.prepare(wanted, borrowed=True).benchmark.info)
+    firsts, shared = config.plan(options, _first(searched) | fixed), Shared()
+    for wanted in {each.strategy: each for each in firsts}.values():
+        job = Job.prepare(wanted, shared, borrowed=True)
+        shared.refuse_unused(job, firsts)
+        without = unused.useless(wanted, job.benchmark.info)
         own = spaces[wanted.strategy]
         spaces[wanted.strategy] = {name: own[name] for name in own if _key(name) not in without}
     if lost := searched.keys() - {name for own in spaces.values() for name in own}:
         raise RequestError(f"no strategy of this request uses the field {min(lost)!r}")
     found = []
     for strategy, own in spaces.items():
-        request = _Request(dict(options) | {"strategy": strategy, "seed": seed, "validation": plan.experiences}, fixed)
+        own_options = _alone_with(strategy, options) | {"seed": seed, "validation": plan.experiences}
+        request = _Request(own_options, fixed)
         trials = request.trials(own, plan, seed, runner) if own else []
         found.append(Tuned(strategy, tuple(trials), seed, plan))
     return found
@@ -117,7 +127,7 @@ def chosen_runs(options: Mapping[str, Any], fields: Mapping[str, str], tuned: Se
     configs = []
     for each in tuned:
         setting = each.chosen.setting if each.trials else {}
-        own = dict(options) | {"strategy": each.strategy, "note": each.note or options.get("note")}
+        own = _alone_with(each.strategy, options) | {"note": each.note or options.get("note")}
         configs += config.plan(own, _of(fixed, each.strategy) | setting)
     return configs
 
@@ -132,10 +142,23 @@ def table(tuned: Tuned) -> str:
     return "\n".join([title, *lines, f"  chosen: {_text(tuned.chosen.setting)}"])
 
 
-def record(tuned: Tuned, folder: Path) -> Path:
-    """Write what was tried and chosen into `folder`; the file."""
+def without_note(configs: Sequence[RunConfig], made: Sequence[Run | None]) -> list[str]:
+    """A sentence for each chosen run that was finished before, and so says nothing of this choice in its notes."""
+    return [
+        f"{run.directory} was finished before: its notes do not have this choice"
+        for wanted, run in zip(configs, made, strict=True)
+        if run is not None and run.summary["notes"].get("note") != wanted.note
+    ]
+
+
+def record(tuned: Tuned, configs: Sequence[RunConfig], options: Mapping[str, Any], fields: Mapping[str, str]) -> Path:
+    """Write what was tried and chosen into the folder `tuning` of the chosen runs; the file, one for each request."""
+    folder = configs[0].out / "tuning"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{plugins.short_name(tuned.strategy)}.json"
+    asked = {name: str(value) for name, value in options.items() if name not in ("strategy", *PATHS)}
+    mark = digest(json.dumps([asked, dict(fields), str(tuned.plan)], sort_keys=True).encode())[:8]
+    names = (plugins.short_name(configs[0].scenario), plugins.short_name(tuned.strategy), mark)
+    file = folder / f"{'-'.join(names)}.json"
     content = {
         "strategy": tuned.strategy,
         "search": tuned.plan.how,
@@ -215,14 +238,21 @@ def _alone(wanted: RunConfig, say: Callable[[str], None]) -> Run | None:
         setting = (wanted.note or "not tuned").partition(" was ")[0]
         say(f"{plugins.short_name(wanted.strategy)} seed {wanted.seed}, {setting}")
         return load(run_one(wanted))
-    except RunFailed as error:
+    except (RequestError, RunFailed) as error:
         say(f"failed: {error}")
         return None
 
 
 def _names(options: Mapping[str, Any]) -> list[str]:
     found: list[str] = OPTIONS["strategy"].checker(_or_default(options, "strategy"), "strategy")
-    return found
+    return [*map(absolute, found)]
+
+
+def _alone_with(strategy: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for one strategy of the request; a preset only if it has it."""
+    preset = options.get("preset")
+    has = preset in plugins.load("strategies", strategy).presets
+    return dict(options) | {"strategy": strategy, "preset": preset if has else None}
 
 
 def _or_default(options: Mapping[str, Any], name: str) -> Any:
@@ -230,8 +260,8 @@ def _or_default(options: Mapping[str, Any], name: str) -> Any:
     return OPTIONS[name].default if value is None else value
 
 
-def _own(searched: search.Space, strategy: str, strategies: Sequence[str]) -> search.Space:
-    """The searched fields that a strategy has."""
+def _own(searched: search.Space, strategy: str, strategies: Sequence[str], fixed: Mapping[str, str]) -> search.Space:
+    """The searched fields that a strategy has; ``l2p.top_k`` is before ``top_k``."""
     known = field_types(plugins.load("strategies", strategy))
     short = plugins.short_name(strategy)
     prefixes = {plugins.short_name(name) for name in strategies}
@@ -242,7 +272,8 @@ def _own(searched: search.Space, strategy: str, strategies: Sequence[str]) -> se
             raise RequestError(f"{name}: there is no strategy {prefix!r} in this request")
         if _key(name) in known and prefix in ("", short):
             own[name] = values
-    return own
+    single = {_key(name) for name in (*own, *fixed) if name.rpartition(".")[0] == short}
+    return {name: values for name, values in own.items() if "." in name or _key(name) not in single}
 
 
 def _of(fixed: Mapping[str, str], strategy: str) -> dict[str, str]:

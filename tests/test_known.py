@@ -1,5 +1,6 @@
 """Notes of requests: a finished run is found without preparing it, and only as long as nothing has changed."""
 
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from clsim import cli, config, known, reads
+from clsim.data import readers
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -25,7 +27,7 @@ def surroundings(tmp_path, monkeypatch):
     """A folder, a cache and records of the test's own; files may be new, as those of a test are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLSIM_CACHE_DIR", str(tmp_path / "cache"))
-    for module in ("clsim.known", "clsim.runner", "clsim.data.streams", "clsim.data.sources"):
+    for module in ("clsim.known", "clsim.runner", "clsim.data.streams", "clsim.data.sources", "clsim.data.readers"):
         monkeypatch.setattr(f"{module}.READ", reads.READ.__class__() if module == "clsim.known" else known.READ)
     monkeypatch.setattr(known, "MARGIN", -1000.0)
 
@@ -69,6 +71,10 @@ def test_a_finished_run_is_found_and_shown_as_if_it_were_prepared(run, tmp_path)
     assert answered == run(*words)
     assert "average accuracy" in answered and answered.count("20 of them are used") == 2
     assert run(*words, "--quiet", read=True) == answered[answered.rindex("split_digits\n") :]
+
+
+def other_cores(words, monkeypatch, tmp_path):
+    monkeypatch.setattr("clsim.known.os.sched_getaffinity", lambda process: {0, 1, 2, 3, 4})
 
 
 def other_option(words, monkeypatch, tmp_path):
@@ -126,7 +132,7 @@ def dry_run(words, monkeypatch, tmp_path):
 
 
 CHANGES = [other_option, other_variable, other_folder, other_module, new_module, no_run, changed_run, changed_note]
-CHANGES += [unsealed_note, cleared_cache, fresh, dry_run]
+CHANGES += [unsealed_note, cleared_cache, fresh, dry_run, other_cores]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -166,6 +172,50 @@ def test_images_are_compared_with_what_was_read(change, run, images):
     change(images)
     with pytest.raises(Prepared):
         run(*words, read=True)
+
+
+def test_another_file_with_the_same_size_and_times_is_seen(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    (tmp_path / "link").symlink_to("a")
+    state = known._state([str(tmp_path / "link")])
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("b")
+    assert known._state([str(tmp_path / "link")]) != state
+
+
+def test_no_note_where_an_image_could_appear_in_a_place_that_is_searched_first(run, tmp_path, encode):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [f"{i}.png" for i in range(20)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(encode(np.full((16, 16, 3), 10 * i, dtype=np.uint8)))
+    (tmp_path / "list").mkdir()
+    pq.write_table(pa.table({"image": names, "label": [i % 2 for i in range(20)]}), tmp_path / "list" / "all.parquet")
+    words = ["--scenario", "folder", "--data-dir", "list/all.parquet", "scenario.classes_per_experience=2", *SMALL]
+    run(*words, "--strategy", "ncm")
+    with pytest.raises(Prepared):
+        run(*words, "--strategy", "ncm", read=True)
+
+
+def test_no_note_for_data_of_a_branch_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(tmp_path))
+    (tmp_path / "test.parquet").touch()
+    readers.parquet_files(None, "letters", "test", readers.Hub("someone/letters", "0" * 40))
+    assert not known.READ.uncertain
+    readers.parquet_files(None, "letters", "test", readers.Hub("someone/letters", "main"))
+    assert known.READ.uncertain
+
+
+def test_a_run_that_is_read_removes_what_killed_processes_left(run, tmp_path):
+    words = [*DIGITS, *SMALL, "--strategy", "ncm"]
+    run(*words)
+    left = tmp_path / "cache" / "features" / "0.tmp-01234567"
+    left.mkdir()
+    run(*words, read=True)
+    assert not left.exists()
 
 
 def test_a_class_folder_that_was_empty_counts(run, tmp_path, encode):

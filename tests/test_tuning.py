@@ -76,7 +76,7 @@ def test_a_field_that_a_strategy_does_not_use_is_not_searched_for_it():
     options = NANO | {"strategy": "ncm,linear"}
     ncm, linear = tuning.tune(options, {"lr": "0.1|0.2"}, Plan(), scored(lambda config: 0.5, seen))
     assert (len(ncm.trials), len(linear.trials)) == (0, 2)
-    with pytest.raises(RequestError, match="no strategy of this request uses the field 'lr'"):
+    with pytest.raises(RequestError, match="lr=0.1 has no effect on ncm: it takes no training steps"):
         tuning.tune(NANO | {"strategy": "ncm"}, {"lr": "0.1|0.2"}, Plan(), scored(lambda config: 0.5, seen))
 
 
@@ -99,11 +99,63 @@ def test_a_strategy_without_the_fields_is_not_tuned():
         ({"lora.rank": "1|2"}, "no strategy 'lora'"),
         ({"lr": "0.1|fast"}, "fast"),
         ({"lr": "0.1..1"}, "a grid needs the values of lr"),
+        ({"lr": "0.1|1", "backbone_lr": "0.5"}, "backbone_lr=0.5 has no effect on linear"),
     ],
 )
 def test_requests_without_sense(fields, words):
     with pytest.raises(RequestError, match=words):
         tuning.tune(NANO | {"strategy": "linear"}, fields, Plan(), scored(lambda config: 0.5, []))
+
+
+def test_options_have_one_value():
+    for option, words in (("epochs", "write epochs=a|b"), ("backbone", "only fields of strategies are searched")):
+        with pytest.raises(RequestError, match=words.replace("|", r"\|")):
+            tuning.tune(
+                NANO | {"strategy": "linear", option: "1|2"}, {"lr": "1|2"}, Plan(), scored(lambda config: 0, [])
+            )
+
+
+def test_a_field_of_one_strategy_is_before_that_of_all():
+    seen = []
+    fields = {"linear.lr": "0.1", "lr": "0.3|0.4"}
+    options = NANO | {"strategy": "linear,lora"}
+    linear, lora = tuning.tune(options, fields, Plan(), scored(lambda config: 0.5, seen))
+    assert (linear.trials, len(lora.trials)) == ((), 2)
+    final = tuning.chosen_runs(options, fields, [linear, lora])
+    assert [(each.strategy_fields["lr"], each.note is None) for each in final[::2]] == [(0.1, True), (0.3, False)]
+
+
+def test_a_preset_that_only_some_strategies_have():
+    options = NANO | {"strategy": "l2p,linear", "preset": "paper", "epochs": None}
+    pools, linear = tuning.tune(options, {"lr_base": "0.1|0.2"}, Plan(), scored(lambda config: 0.5, []))
+    assert (len(pools.trials), linear.trials) == (2, ())
+    final = tuning.chosen_runs(options, {"lr_base": "0.1|0.2"}, [pools, linear])
+    assert [each.preset for each in final] == ["paper", "paper", None, None]
+
+
+def test_a_strategy_in_a_file_by_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom strategies.linear import Linear\n\n\n"
+        "@dataclass(kw_only=True)\nclass Mine(Linear):\n    scale: float = 1.0  # a field\n\n"
+        "    def build(self, backbone, info):\n"
+        "        assert self.scale > 0\n        return super().build(backbone, info)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tuned,) = tuning.tune(
+        NANO | {"strategy": "mine.py:Mine"}, {"scale": "1|2"}, Plan(), scored(lambda config: 0.5, [])
+    )
+    assert [trial.setting for trial in tuned.trials] == [{"scale": "1"}, {"scale": "2"}]
+
+
+def test_a_run_that_was_finished_before_has_no_note_of_the_choice(tmp_path):
+    (wanted,) = tuning.chosen_runs(
+        NANO | {"strategy": "linear", "seed": 0, "note": "new"}, {}, [Tuned("linear", (), 0, Plan())]
+    )
+    old, new = (Run(tmp_path, {}, {}, {"notes": {"note": text}}) for text in ("old", "new"))
+    assert tuning.without_note([wanted], [new]) == tuning.without_note([wanted], [None]) == []
+    assert tuning.without_note([wanted], [old]) == [
+        f"{tmp_path} was finished before: its notes do not have this choice"
+    ]
 
 
 def test_tpe_asks_with_the_scores_before():
@@ -117,7 +169,15 @@ def test_tpe_asks_with_the_scores_before():
 
 def test_what_was_tried_is_written(tmp_path):
     trials = (Trial({"lr": "0.1"}, 0.5, ("a",)), Trial({"lr": "1"}, None, ()))
-    file = tuning.record(Tuned("linear", trials, 0, Plan()), tmp_path / "tuning")
+    fields = {"lr": "0.1|1"}
+    options = NANO | {"strategy": "linear", "out": str(tmp_path)}
+    tuned = Tuned("linear", trials, 0, Plan())
+    file, again, other = (
+        tuning.record(tuned, tuning.chosen_runs(options, fields, [tuned]), options | more, fields)
+        for more in ({}, {}, {"epochs": 2})
+    )
+    assert file == again != other
+    assert (file.parent, file.name[:20]) == (tmp_path / "tuning", "split_digits-linear-")
     assert json.loads(file.read_text()) == {
         "strategy": "linear",
         "search": "grid",

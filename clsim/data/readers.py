@@ -17,6 +17,7 @@ from clsim.data.shards import SHARD, check_shards
 from clsim.data.sources import Found, Source, held_out, require_file
 from clsim.errors import RequestError
 from clsim.hub import why
+from clsim.reads import READ
 
 __all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
 
@@ -79,6 +80,8 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
             f"--repo-type dataset --revision {hub.revision}`, and put its {pattern} into {folder}/ below "
             f"--data-dir (or CLSIM_DATA_DIR)"
         ) from error
+    if len(hub.revision) < 40:  # a branch, which may move
+        READ.uncertain = True
     files = sorted((root / hub.folder).rglob("*.parquet"))
     found = [path for path in files if split in path.name or split in path.parent.name]
     if not found:
@@ -298,6 +301,8 @@ def _files_elsewhere(shards: Sequence[_Shard], image: str, paths: Sequence[str])
 def images_elsewhere(file: Path, image: str, missing: Sequence[int], paths: Sequence[str]) -> dict[int, Path]:
     """Row -> the image's file, for the rows that have no bytes. Raises RequestError if there is no such file."""
     found: dict[int, Path] = {}
+    if len(missing):  # a file that appears in the first place would be read in place of that in the second
+        READ.uncertain = True
     for row in missing:
         path = paths[row]
         if not path:
