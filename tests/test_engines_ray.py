@@ -81,15 +81,17 @@ def test_a_machine_that_is_lost_loses_no_run(tmp_path, mine, home, same_run, mon
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         first = cluster.add_node(num_cpus=1)
-        configs = configs_of(tmp_path / "out", f"{mine}:Slow", threads=1)
+        configs = configs_of(tmp_path / "out", f"{mine}:Slow", threads=1, pause=1.0)
         found = []
         driver = threading.Thread(target=lambda: found.append(many.run_all(configs, Ray(cluster.address), quiet=True)))
         driver.start()
         deadline = time.monotonic() + 180
-        while not list((tmp_path / "out").rglob("state.json")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("worker-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         (lost,) = (int(path.name.removeprefix("worker-")) for path in tmp_path.glob("worker-*"))
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1)  # takes some seconds
+        while not list((tmp_path / "out").rglob("state.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
         cluster.remove_node(first, allow_graceful=False)
         driver.join()
         gone([lost])
