@@ -203,17 +203,16 @@ def _run(given: argparse.Namespace) -> int:
     from clsim import config, known, listing  # late, like the imports below: NumPy
 
     listing.tidy_cache(config.cache_dir())
-    where = {name: getattr(given, name) for name in ENGINES}
-    checked = _engine(given)
+    engine = _engine(given)
     options = {name: getattr(given, name) for name in OPTIONS}
-    asked = known.request(options | where, given.fields, given.config)
+    asked = known.request(options | engine, given.fields, given.config)
     runs = None if given.fresh or given.dry_run else known.find(asked)
     failed: list[many.Failed] = []
     if runs is None:
-        runs, failed = _made(given, options, checked, asked)
+        runs, failed = _made(given, options, engine, asked)
     elif not given.quiet:
-        known.show(runs, tables=not checked)
-    if len(runs) > 1 or (runs and checked):
+        known.show(runs, tables=not engine)
+    if len(runs) > 1 or (runs and engine):
         from clsim import compare
 
         print(compare.report([run.directory for run in runs]))
@@ -233,10 +232,10 @@ def _made(
     given: argparse.Namespace, options: dict[str, Any], where: dict[str, Any], asked: "known.Request | None"
 ) -> "tuple[list[Run], list[many.Failed]]":
     """The finished runs of a request, and what has failed; `where`: the engine that is asked for."""
-    from clsim import config  # it loads plug-ins, which takes seconds
+    from clsim import config, known
 
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
-    from clsim import known, runner
+    from clsim import runner  # late: torch, which a mistake in the request does not need
     from clsim.engines import many
 
     engine = many.How(**where).engine(configs)

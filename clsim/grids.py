@@ -42,17 +42,17 @@ def once(configs: Iterable[Any]) -> list[Any]:
 
 def _places(number: int, layer: Any) -> Iterator[Place]:
     for name in OPTIONS:
-        if values := _values(layer.options.get(name)):
+        if values := values_of(layer.options.get(name)):
             yield number, ("options", name), values
     tables: dict[tuple[str, ...], Any] = {("scenario",): layer.scenario, ("every",): layer.every}
     tables |= {("single", name): table for name, table in layer.single.items()}
     for names, table in tables.items():
         for key, value in table.items():
-            if values := _values(value):
+            if values := values_of(value):
                 yield number, (*names, key), values
 
 
-def _values(value: Any) -> list[str] | None:
+def values_of(value: Any) -> list[str] | None:
     """The values of a grid, each once; None if it is none."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]  # of an option that may be repeated

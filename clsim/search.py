@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clsim import rng
+from clsim import grids, rng
 from clsim.errors import RequestError
 
 RANGE = re.compile(r"([-+\d.eE]+?)\.\.([-+\d.eE]+)")
@@ -55,11 +55,10 @@ def space(fields: Mapping[str, str]) -> tuple[Space, dict[str, str]]:
     searched: Space = {}
     fixed: dict[str, str] = {}
     for name, value in fields.items():
-        if "|" in value:
-            values = tuple(dict.fromkeys(each.strip() for each in value.split("|")))
+        if values := grids.values_of(value):
             if not all(values):
                 raise RequestError(f"{name}={value} has an empty value")
-            searched[name] = Values(values)
+            searched[name] = Values(tuple(values))
         elif ends := RANGE.fullmatch(value):
             searched[name] = _range(name, value, ends[1], ends[2])
         else:

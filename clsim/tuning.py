@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clsim import checkpoint, config, plugins, search, unused
+from clsim import checkpoint, config, grids, plugins, search, unused
 from clsim.config import RunConfig
 from clsim.engines import many
 from clsim.errors import RequestError, RunFailed
@@ -96,7 +96,7 @@ def tune(options: Mapping[str, Any], fields: Mapping[str, str], plan: Plan, runn
         if name.startswith("scenario."):
             raise RequestError(f"{name} belongs to the stream: its values cannot be compared by their accuracy")
     for name, value in options.items():
-        if "|" in str(value):
+        if name not in PATHS and grids.values_of(value):
             text = f"write {name}=a|b" if OPTIONS[name].of_strategy else "only fields of strategies are searched"
             raise RequestError(f"{flag(name)} {value}: it has one value here; {text}")
     strategies, seed = _names(options), OPTIONS["seed"].checker(_or_default(options, "seed"), "seed")[0]

@@ -69,7 +69,7 @@ def _first(stream: Sequence[Experience], count: int, field: str) -> tuple[Experi
     """The experiences with the first `count` images of each class (and domain) of the whole stream."""
     if count < 1:
         raise RequestError(f"images per class must be at least 1, not {count}")
-    keys = [_keys(each) for each in stream]
+    keys = [each.table.kinds(each.rows) for each in stream]
     kept = np.split(_ranks(np.concatenate(keys)) < count, np.cumsum([len(key) for key in keys])[:-1])
     shorter = []
     for each, keep in zip(stream, kept, strict=True):
@@ -79,15 +79,6 @@ def _first(stream: Sequence[Experience], count: int, field: str) -> tuple[Experi
         there = set(each.table.labels[rows].tolist())
         shorter.append(replace(each, rows=rows, classes=tuple(c for c in each.classes if c in there)))
     return tuple(shorter)
-
-
-def _keys(experience: Experience) -> NDArray[np.int64]:
-    """(n,) numbers, equal for rows of one class and domain."""
-    table = experience.table
-    if table.domains is None:
-        return experience.labels
-    keys: NDArray[np.int64] = experience.labels + table.domains[experience.rows] * len(table.class_names)
-    return keys
 
 
 def _ranks(keys: NDArray[np.int64]) -> NDArray[np.int64]:

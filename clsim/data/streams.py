@@ -213,9 +213,7 @@ def first_of_each_class(table: ImageTable, rows: NDArray[np.int64], count: int |
         return rows
     if count < 1:
         raise RequestError(f"images per class must be at least 1, not {count}")
-    key = table.labels[rows]
-    if table.domains is not None:
-        key = key + table.domains[rows] * len(table.class_names)
+    key = table.kinds(rows)
     starts = np.flatnonzero(np.diff(key, prepend=-1))  # rows are sorted, so each class and domain is one block
     rank = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
     return rows[rank < count]
@@ -232,9 +230,7 @@ def few_shot(table: ImageTable, rows: NDArray[np.int64], shots: int | None, orde
         raise RequestError(f"shots must be at least 1, not {shots}")
     seed = _number(order_seed)
     drawn = rows if seed == -1 else rows[np.random.default_rng(seed).permutation(len(rows))]
-    key = table.labels[drawn]
-    if table.domains is not None:
-        key = key + table.domains[drawn] * len(table.class_names)
+    key = table.kinds(drawn)
     place = np.argsort(key, kind="stable")
     rank = np.empty(len(drawn), dtype=np.int64)
     rank[place] = np.arange(len(drawn)) - np.searchsorted(key[place], key[place])

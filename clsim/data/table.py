@@ -73,6 +73,11 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def kinds(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) rows -> (n,) numbers, equal for rows of one class (and domain)."""
+        labels = self.labels[rows]
+        return labels if self.domains is None else labels + self.domains[rows] * len(self.class_names)
+
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n,) rows -> (n, 3, H, W), what evaluation sees: images of one size, or the square in the centre of each.
 

@@ -48,10 +48,8 @@ def _divided(experience: Experience) -> tuple[Experience, Experience]:
 
 def _held(experience: Experience) -> NDArray[np.bool_]:
     """(n,) true for the rows that are for validation."""
-    table, rows = experience.table, experience.rows
-    keys = table.labels[rows]
-    if table.domains is not None:
-        keys = keys + table.domains[rows] * len(table.class_names)
+    rows = experience.rows
+    keys = experience.table.kinds(rows)
     held = np.zeros(len(rows), dtype=bool)
     for key in np.unique(keys):
         places = np.flatnonzero(keys == key)
