@@ -1,7 +1,28 @@
 """The Hugging Face Hub: why something could not be downloaded from it, in words that say what to do."""
 
 import errno
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def interruptible(download: Callable[[], T]) -> T:
+    """The result of a download, in a thread that ends with the process: the client's own threads would be waited for
+    after Ctrl-C. Raises what the download raises.
+    """
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(download())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result()
 
 
 def why(error: BaseException) -> str:

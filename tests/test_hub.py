@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -21,7 +22,7 @@ from safetensors.torch import save
 
 from clsim.backbones.load import load_backbone
 from clsim.errors import RequestError
-from clsim.hub import why
+from clsim.hub import interruptible, why
 
 WEIGHTS = "test_vit.r160_in1k"  # timm's smallest vision transformer
 DATA, MODEL = "uoft-cs/cifar100", f"timm/{WEIGHTS}"
@@ -121,6 +122,14 @@ def test_weights_of_open_clip_that_are_not_there(tiny_clip):
     hub.files = {}
     with pytest.raises(RequestError, match="the weights of 'clip:tiny/hub' cannot be downloaded: there is no such rep"):
         load_backbone("clip:tiny/hub")
+
+
+def test_a_download_keeps_no_process_from_ending():
+    threads = []
+    assert interruptible(lambda: threads.append(threading.current_thread()) or 5) == 5
+    assert threads[0].daemon and threads[0] is not threading.main_thread()
+    with pytest.raises(KeyError):
+        interruptible(lambda: {}["a"])
 
 
 # whole runs, with a server, in processes of their own

@@ -5,6 +5,7 @@ A reader finds encoded images and their labels; `ImageTable.decode` decodes them
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from clsim.data.raw import Raw, Wanted
 from clsim.data.shards import SHARD, check_shards
 from clsim.data.sources import Found, Source, held_out, require_file
 from clsim.errors import RequestError
-from clsim.hub import why
+from clsim.hub import interruptible, why
 from clsim.reads import READ
 
 __all__ = ["Found", "Hub", "Source", "held_out", "parquet_files", "read_parquet"]
@@ -69,10 +70,9 @@ def _hub_files(hub: Hub, folder: str, split: str, looked: str) -> list[Path]:
     from huggingface_hub import snapshot_download
 
     pattern = f"{hub.folder}/*{split}*.parquet" if hub.folder else f"*{split}*.parquet"
+    options = {"revision": hub.revision, "allow_patterns": [pattern]}
     try:
-        root = Path(
-            snapshot_download(hub.repository, repo_type="dataset", revision=hub.revision, allow_patterns=[pattern])
-        )
+        root = Path(interruptible(partial(snapshot_download, hub.repository, repo_type="dataset", **options)))
     except Exception as error:  # the Hub's client raises many types, which all mean the same for a user
         raise RequestError(
             f"{looked}, and the Hub's {hub.repository} (revision {hub.revision}) cannot be downloaded: {why(error)}. "
