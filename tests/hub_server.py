@@ -25,6 +25,9 @@ class FakeHub:
     gated: tuple[str, ...] = ()  # repositories whose terms must be accepted first
     down: bool = False  # whether every request is answered with status 503
     broken: dict[str, int] = field(default_factory=dict)  # path -> bytes after which its connection breaks, once
+    stalled: dict[str, int] = field(default_factory=dict)  # path -> bytes after which nothing more comes
+    waiting: threading.Event = field(default_factory=threading.Event)  # set when a client waits for such a file
+    closed: threading.Event = field(default_factory=threading.Event)  # set when the server stops
     endpoint: str = ""
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, range)
 
@@ -103,8 +106,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        stop = self.hub.broken.pop(path, None)
+        stop = self.hub.broken.pop(path, self.hub.stalled.get(path))
         self.wfile.write(data[first:stop])
+        if path in self.hub.stalled:
+            self.hub.waiting.set()
+            self.hub.closed.wait()
         if stop is not None:
             self.close_connection = True
 
@@ -145,6 +151,7 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -158,17 +160,30 @@ def published(encode) -> dict[tuple[str, str], dict[str, bytes]]:
     }
 
 
-def clsim(hub: FakeHub, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def started(hub: FakeHub, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     """A command of clsim whose Hub is the server, and whose caches are in `folder`."""
     names = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": folder / "hub", "CLSIM_CACHE_DIR": folder / "cache"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "CLSIM_"))}
     command = [sys.executable, "-m", "clsim", *arguments, "--out", folder / "runs", "--threads", "1"]
-    return subprocess.run(
-        command,
-        env=kept | {name: str(value) for name, value in names.items()} | environment,
-        capture_output=True,
-        text=True,
-    )
+    # jobs that a shell starts in the background ignore Ctrl-C, and what they start inherits that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command,
+            env=kept | {name: str(value) for name, value in names.items()} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def clsim(hub: FakeHub, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Such a command after its end."""
+    process = started(hub, folder, *arguments, **environment)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.slow
@@ -183,6 +198,23 @@ def test_a_run_downloads_goes_on_after_a_break_and_then_needs_no_network(publish
     again = clsim(hub, tmp_path, *RUN, "--fresh", CLSIM_CACHE_DIR=str(tmp_path / "empty"))  # the server is gone
     assert again.returncode == 0, again.stderr
     assert next((tmp_path / "runs").rglob("matrix.json")).read_bytes() == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [TRAIN, "model.safetensors"])
+def test_ctrl_c_ends_a_download_at_once_and_the_next_command_goes_on(file, published, tmp_path):
+    with serving(FakeHub(published, stalled={file: 5000})) as hub:
+        process = started(hub, tmp_path, *RUN)
+        assert hub.waiting.wait(120)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert time.monotonic() - began < 5, "two seconds, and more only on a busy machine"
+        assert process.returncode == 130
+        assert err.endswith("clsim: interrupted; repeat the same command to resume\n") and "Traceback" not in err
+    with serving(FakeHub(published)) as hub:
+        done = clsim(hub, tmp_path, *RUN)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

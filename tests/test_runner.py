@@ -107,6 +107,47 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert list(tmp_path.rglob("state.json")) and not list(tmp_path.rglob("summary.json"))
 
 
+SLOW = '''
+import time
+from dataclasses import dataclass
+from torch import nn
+from clsim.strategies.finetune import Finetune
+
+class Slow(nn.Module):
+    """A learner that needs a second for each batch of evaluation."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batch):
+        if not self.training:
+            print("evaluating", flush=True)
+            time.sleep(1)
+        return self.inner(batch)
+
+@dataclass(kw_only=True)
+class SlowEvaluation(Finetune):
+    """Fine-tuning with it."""
+
+    def build(self, backbone, info):
+        return Slow(super().build(backbone, info))
+'''
+
+
+def test_ctrl_c_stops_an_evaluation_at_once(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = ("--strategy", f"{tmp_path}/slow.py:SlowEvaluation", "scenario.test_per_class=150")
+    process = command(*words, cwd=tmp_path)
+    while process.stdout.readline() not in ("evaluating\n", ""):
+        pass
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and "same command" in err and "Traceback" not in err
+    assert time.monotonic() - began < 5, "two seconds, and more only on a busy machine"
+
+
 def test_a_finished_run_is_read_back_and_fresh_starts_anew(tmp_path, monkeypatch):
     first = small(strategy="linear", out=tmp_path)
     written = (first.directory / "summary.json").stat().st_mtime_ns
