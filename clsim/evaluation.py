@@ -12,7 +12,7 @@ from torch import nn
 from clsim.data.batches import Batch, Loader
 from clsim.data.streams import Experience
 from clsim.outputs import as_outputs
-from clsim.tools import EVAL_BATCH
+from clsim.tools import eval_batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def predict_rows(
     task: int | None = None,
 ) -> Predicted:
     """`predict` for (n,) rows of the loader's table."""
-    return predict(learner, loader.unlabelled(rows, EVAL_BATCH), allowed, autocast, loader.device, task)
+    batches = loader.unlabelled(rows, eval_batch(loader.reads))
+    return predict(learner, batches, allowed, autocast, loader.device, task)
 
 
 @dataclass(frozen=True)

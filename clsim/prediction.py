@@ -23,7 +23,7 @@ from clsim.hardware import settled
 from clsim.learner import build_learner, load_learner, replay
 from clsim.outputs import as_outputs
 from clsim.snapshot import experiences, stream_info
-from clsim.tools import EVAL_BATCH
+from clsim.tools import EVAL_BATCH, eval_batch
 
 
 class Predictor:
@@ -46,6 +46,7 @@ class Predictor:
         load_learner(self.learner, saved["learner"])
         self.learner.eval()
         self.reads = strategy.reads()
+        self.batch = eval_batch(self.reads)
         self.pixels = backbone.image.pixels
         self.info = info
         self.tests = experiences(saved["tests"])
@@ -61,7 +62,7 @@ class Predictor:
 
         Images are classified among all learned classes; with `task`, among the classes of that experience.
         """
-        given, size = GivenImages(images, self.size), _whole_blocks(batch_size)
+        given, size = GivenImages(images, self.size), self._whole_batches(batch_size)
         predicted = np.empty(len(given), dtype=np.int64)
         for places, number in self._tasks(len(given), task):
             own = self.others if number is None else self.tests[number].classes
@@ -77,7 +78,7 @@ class Predictor:
         `task`: index (from 0) of the test experience; one number for all images, or (N,) numbers. Raises RequestError
         if the protocol does not reveal the task.
         """
-        given, size = GivenImages(images, self.size), _whole_blocks(batch_size)
+        given, size = GivenImages(images, self.size), self._whole_batches(batch_size)
         found: list[tuple[NDArray[np.int64], Tensor]] = []
         for places, number in self._tasks(len(given), task):
             label = None if number is None else self.tests[number].task_label
@@ -91,6 +92,11 @@ class Predictor:
         for places, own in found:
             scores[torch.from_numpy(places)] = own
         return scores
+
+    def _whole_batches(self, batch_size: int) -> int:
+        """Images to prepare at once: whole evaluation batches, so that `batch_size` changes no prediction."""
+        asked = options.at_least(1, int)(batch_size, "batch_size")
+        return -(-int(asked) // self.batch) * self.batch
 
     def _tasks(self, count: int, task: int | ArrayLike | None) -> list[tuple[NDArray[np.int64], int | None]]:
         """The positions of the images of each task."""
@@ -109,30 +115,30 @@ class Predictor:
         """(count, batch) pairs: the inputs that the strategy reads, in full batches; `at_once` images are prepared."""
         for start in range(0, len(given), at_once):
             prepared = given.take(start, start + at_once)
-            for first in range(0, len(prepared), EVAL_BATCH):
-                chosen = prepared[first : first + EVAL_BATCH]
-                full = torch.from_numpy(filled_up(chosen, EVAL_BATCH)).to(self.device)
-                pixels = evaluation(full, self.pixels) if "images" in self.reads else None
-                yield len(chosen), Batch(pixels, None if self.tower is None else self._features(full))
+            for first in range(0, len(prepared), self.batch):
+                chosen = prepared[first : first + self.batch]
+                pixels = None
+                if "images" in self.reads:
+                    pixels = evaluation(self._on_device(filled_up(chosen, self.batch)), self.pixels)
+                yield len(chosen), Batch(pixels, None if self.tower is None else self._features(chosen))
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        """(B,3,H,W) -> (B,D), computed in the bank's block size: the last bits depend on the batch's shape."""
+    def _features(self, images: NDArray[np.uint8]) -> Tensor:
+        """(n,3,H,W) -> (batch,D), filled up; computed in the bank's block size: last bits depend on a batch's shape."""
         assert self.tower is not None
         blocks = []
         for start in range(0, len(images), BLOCK):
-            pixels = evaluation(images[start : start + BLOCK], self.tower.pixels)
+            block = filled_up(images[start : start + BLOCK], BLOCK)
+            pixels = evaluation(self._on_device(block), self.tower.pixels)
             blocks.append(self.tower(pixels).to(self.tower.dtype).float())
-        return torch.cat(blocks)
+        found = torch.cat(blocks)[: len(images)]
+        return torch.cat([found, found[-1:].expand(self.batch - len(images), -1)])
+
+    def _on_device(self, images: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(images).to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def _whole_blocks(batch_size: int) -> int:
-    """Images to prepare at once: whole evaluation batches, so that `batch_size` changes no prediction."""
-    asked = options.at_least(1, int)(batch_size, "batch_size")
-    return -(-int(asked) // EVAL_BATCH) * EVAL_BATCH
 
 
 def _task_numbers(task: int | ArrayLike, count: int) -> NDArray[np.int64]:

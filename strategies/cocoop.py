@@ -14,6 +14,8 @@ from clsim.data.batches import Batch
 from clsim.parts.text import TEMPLATE, TextHead, TrainingStarted, class_features
 from clsim.parts.text_prompts import PromptedText, Wording, new_context
 
+AT_ONCE = 32  # images that are evaluated together: each has a text for every class
+
 
 class ConditionalClassifier(nn.Module):
     """Image features from the bank, classified by class names in a context that is shifted for each image.
@@ -33,7 +35,10 @@ class ConditionalClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         features = batch.known_features
-        return Outputs(self.scores(features) if self.started() else self.plain(features), features)
+        if not self.started():
+            return Outputs(self.plain(features), features)
+        parts = [features] if self.training else features.split(AT_ONCE)
+        return Outputs(torch.cat([self.scores(part) for part in parts]), features)
 
     def scores(self, features: Tensor) -> Tensor:
         """(B,E) image features -> (B,K) logits in the learned context."""

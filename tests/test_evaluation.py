@@ -10,7 +10,7 @@ import torch
 from clsim.data.batches import Batch
 from clsim.evaluation import Together, groups, predict, predict_rows
 from clsim.outputs import Outputs
-from clsim.tools import EVAL_BATCH
+from clsim.tools import eval_batch
 
 CPU = torch.device("cpu")
 
@@ -44,11 +44,16 @@ def tests_of(make_loop):
 def test_evaluation_batches_carry_no_labels_and_always_the_same_number_of_images(tests_of):
     benchmark, loader = tests_of
     learner = Fixed([0.0] * 6)
-    rows = np.resize(np.arange(len(benchmark.test_table)), 70)
+    rows = np.resize(np.arange(len(benchmark.test_table)), 520)
     predicted = predict_rows(learner, loader, rows, (5, 3), contextlib.nullcontext)
-    assert predicted.classes.tolist() == [5] * 70, "the first allowed class wins a tie"
-    assert [len(batch) for batch in learner.shown] == [EVAL_BATCH] * 2
+    assert predicted.classes.tolist() == [5] * 520, "the first allowed class wins a tie"
+    assert loader.reads == {"features"} and [len(batch) for batch in learner.shown] == [512] * 2
     assert all(batch.labels is None and batch.rows is None and batch.domains is None for batch in learner.shown)
+
+
+def test_images_need_smaller_batches_than_features():
+    assert eval_batch({"images"}) == eval_batch({"images", "features"}) == 64
+    assert eval_batch({"features"}) == 512
 
 
 def test_classes_not_yet_learned_are_never_predicted():

@@ -14,7 +14,7 @@ from clsim.errors import RunFailed
 from clsim.events import Part, State
 from clsim.recorders.figures import grid_figure, map_figure
 from clsim.recorders.tensorboard import TensorBoard
-from clsim.tools import EVAL_BATCH
+from clsim.tools import eval_batch
 
 SHOWN = 150  # images of a domain on a map
 ITERATIONS = 500  # of t-SNE: a second for both maps; pictures should take less time than training
@@ -67,7 +67,7 @@ class Pictures(Part):
         found: dict[str, list[torch.Tensor]] = {}
         for experience in (self.source, self.target):
             loader = self.loaders[experience.table.fingerprint]
-            for count, batch in loader.unlabelled(_spread(experience), EVAL_BATCH):
+            for count, batch in loader.unlabelled(_spread(experience), eval_batch(loader.reads)):
                 outputs = s.outputs(batch)
                 for name, values in (("logits", outputs.logits), ("features", outputs.features)):
                     if values is not None:

@@ -35,7 +35,7 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import InputSpec, evaluation
 from clsim.evaluation import predict_rows
 from clsim.events import Step
-from clsim.tools import EVAL_BATCH
+from clsim.tools import eval_batch
 
 CLASSES = tuple(range(10))
 MATRICES = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # which input is the first factor
@@ -150,9 +150,10 @@ def measure(model: str, name: str, size: int, rounds: int) -> None:
         s.features(experience.rows)  # fills the bank
     report(f"{name}, training", lambda: loop._step(Step(s, experience.rows), experience), size, rounds, loop.bf16)
     s.learner.eval()
-    rows = np.resize(experience.rows, EVAL_BATCH)
+    together = eval_batch(loader.reads)
+    rows = np.resize(experience.rows, together)
     evaluate = partial(predict_rows, s.learner, loader, rows, CLASSES, loop.tools.autocast)
-    report(f"{name}, evaluation", evaluate, EVAL_BATCH, rounds, loop.bf16)
+    report(f"{name}, evaluation", evaluate, together, rounds, loop.bf16)
 
 
 def main() -> None:
