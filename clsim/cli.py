@@ -255,6 +255,7 @@ def _tune(given: argparse.Namespace) -> int:
     from clsim import compare, options, tuning
     from clsim.engines import many
     from clsim.field_values import split_field
+    from clsim.results import Run
 
     trials = options.at_least(1, int)(given.trials, "--trials")
     experiences = options.first_experiences(given.tune_experiences, "--tune-experiences") or "all"
@@ -269,7 +270,7 @@ def _tune(given: argparse.Namespace) -> int:
     for each in found:
         if each.trials:
             print(f"tried: {tuning.record(each, configs, asked, fields)}")
-    made = run(configs)
+    made = [each if isinstance(each, Run) else None for each in run(configs)]
     runs = [each for each in made if each is not None]
     for text in tuning.without_note(configs, made):
         print(f"clsim: {text}", file=sys.stderr)

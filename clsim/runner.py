@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,21 @@ def run(**options: Any) -> Run | list[Run]:
     return runs[0] if len(runs) == 1 else runs
 
 
-def run_one(wanted: RunConfig, *, fresh: bool = False, quiet: bool = True, shared: Shared | None = None) -> Path:
+def run_one(
+    wanted: RunConfig,
+    *,
+    fresh: bool = False,
+    quiet: bool = True,
+    shared: Shared | None = None,
+    watch: Callable[[Path], Part] | None = None,
+) -> Path:
     """Run one configuration, or continue it if it was interrupted; returns the directory of the finished run.
 
     The configuration and the path can be pickled: a scheduler can send the configuration to another process or machine
-    and get the path back. `shared`: what a process keeps between its runs. Raises RequestError if it cannot be run,
-    RunFailed if the run cannot continue.
+    and get the path back. `shared`: what a process keeps between its runs. `watch(directory)` makes a part that
+    may end the run early. Raises RequestError if it cannot be run, RunFailed if the run cannot continue.
     """
-    return _run(wanted, Shared([wanted]) if shared is None else shared, fresh, quiet).directory
+    return _run(wanted, Shared([wanted]) if shared is None else shared, fresh, quiet, watch=watch).directory
 
 
 def run_all(
@@ -149,7 +156,12 @@ def check(firsts: Sequence[RunConfig], shared: Shared, request: Sequence[RunConf
 
 
 def _run(
-    wanted: RunConfig, shared: Shared, fresh: bool, quiet: bool, request: Sequence[RunConfig] | None = None
+    wanted: RunConfig,
+    shared: Shared,
+    fresh: bool,
+    quiet: bool,
+    request: Sequence[RunConfig] | None = None,
+    watch: Callable[[Path], Part] | None = None,
 ) -> Run:
     """`request`: all runs asked for, to find fields that none of their strategies uses; None: not checked."""
     with torch_settings(wanted.threads):
@@ -158,6 +170,7 @@ def _run(
             shared.refuse_unused(job, request)
         if not quiet:
             shared.tell(job)
+        job.watch = watch
         return job.execute(fresh=fresh, quiet=quiet)
 
 
@@ -175,6 +188,7 @@ class Job:
     weights: str = field(repr=False)  # fingerprint of the backbone
     records: list[found.Record] = field(default_factory=list, repr=False)  # what was found for the benchmark
     code: str = ""  # digest of the code that makes the run, set when it begins
+    watch: Callable[[Path], Part] | None = field(default=None, repr=False)  # makes a part that may end the run
 
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None, borrowed: bool = False) -> "Job":
@@ -282,7 +296,8 @@ class Job:
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
         pictures = [Pictures(self.directory, self.benchmark, loop.test_loaders, board)] if drawn else []
-        loop.parts = [*parts, *pictures, journal, shown]
+        watch = [] if self.watch is None else [self.watch(self.directory)]
+        loop.parts = [*parts, *pictures, *watch, journal, shown]
         loop.tools.record = journal.log
         loop.save = lambda loop: checkpoint.save(folder, snapshot.take(loop, parts, journal.offset(), journal.digest()))
         if saved is not None:

@@ -8,10 +8,11 @@ resumed, read back and compared as such.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from clsim import checkpoint, config, grids, plugins, search, unused
+from clsim import checkpoint, config, grids, plugins, pruning, search, unused
 from clsim.config import RunConfig
 from clsim.engines import many
 from clsim.errors import RequestError, RunFailed
@@ -23,8 +24,16 @@ from clsim.runner import Job, run_one
 from clsim.sealed import digest
 from clsim.shared import Shared
 
-FIGURE = "average_accuracy"
-Runner = Callable[[Sequence[RunConfig]], Sequence[Run | None]]  # finished runs in this order; None: it failed
+Hopeless = Callable[[Sequence[float]], bool]  # whether a trial with these accuracies is not worth going on
+
+
+class Runner(Protocol):
+    """Makes runs."""
+
+    def __call__(
+        self, configs: Sequence[RunConfig], hopeless: Hopeless | None = None
+    ) -> Sequence[Run | pruning.Hopeless | None]:
+        """Finished runs in this order; None: it failed. With `hopeless` a run may be ended early."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting, and its score: the mean over the trial's runs, or None if one of them failed."""
+    """A setting, and its score: the mean over the trial's runs, or None if one of them failed or was ended early."""
 
     setting: search.Setting
     score: float | None
     runs: tuple[str, ...]  # directories
+    ended: str = ""  # why it was ended early
+
+    def __str__(self) -> str:
+        return self.ended or ("failed" if self.score is None else f"{100 * self.score:.1f} %")
 
 
 @dataclass(frozen=True)
@@ -65,10 +78,7 @@ class Tuned:
         if not self.trials:
             return ""
         which = "all" if self.plan.experiences == "all" else f"the first {self.plan.experiences}"
-        tried = "; ".join(
-            f"{_text(trial.setting)}: {'failed' if trial.score is None else f'{100 * trial.score:.1f} %'}"
-            for trial in self.trials
-        )
+        tried = "; ".join(f"{_text(trial.setting)}: {trial}" for trial in self.trials)
         return (
             f"{_text(self.chosen.setting)} was chosen by {self.plan.how} search among {len(self.trials)} settings with "
             f"seed {self.seed}, by average accuracy on validation images (a fifth of the training images of {which} "
@@ -137,7 +147,7 @@ def table(tuned: Tuned) -> str:
     if not tuned.trials:
         return f"{tuned.strategy}: nothing to choose"
     ordered = sorted(tuned.trials, key=lambda trial: -1.0 if trial.score is None else trial.score, reverse=True)
-    lines = [f"  {'failed' if t.score is None else f'{100 * t.score:.1f} %':>7}  {_text(t.setting)}" for t in ordered]
+    lines = [f"  {trial!s:>7}  {_text(trial.setting)}" for trial in ordered]
     title = f"{tuned.strategy}: average accuracy on validation images, {len(tuned.trials)} settings"
     return "\n".join([title, *lines, f"  chosen: {_text(tuned.chosen.setting)}"])
 
@@ -164,7 +174,7 @@ def record(tuned: Tuned, configs: Sequence[RunConfig], options: Mapping[str, Any
         "search": tuned.plan.how,
         "experiences": tuned.plan.experiences,
         "seed": tuned.seed,
-        "figure": f"{FIGURE} on validation images",
+        "figure": f"{pruning.FIGURE} on validation images",
         "trials": [vars(trial) for trial in tuned.trials],
         "chosen": tuned.chosen.setting if tuned.trials else None,
     }
@@ -186,10 +196,14 @@ class _Request:
         settings = search.grid(own) if plan.how == "grid" else search.drawn(own, plan.trials, seed)
         return self._together(settings, runner)
 
+    def planned(self, setting: search.Setting) -> list[RunConfig]:
+        """The runs of a trial: one, or one for each pair of domains."""
+        own = _of(self.fixed, self.options["strategy"])
+        return config.plan(self.options | {"note": f"trial: {_text(setting)}"}, own | setting)
+
     def _together(self, settings: Sequence[search.Setting], runner: Runner) -> list[Trial]:
         """Trials that do not depend on one another."""
-        own = _of(self.fixed, self.options["strategy"])
-        planned = [config.plan(self.options | {"note": f"trial: {_text(each)}"}, own | each) for each in settings]
+        planned = [self.planned(each) for each in settings]
         runs = iter(runner([each for configs in planned for each in configs]))
         return [_trial(each, [next(runs) for _ in configs]) for each, configs in zip(settings, planned, strict=True)]
 
@@ -198,27 +212,42 @@ class _Request:
         ask = search.TPE(own, seed)
         found: list[Trial] = []
         for _ in range(plan.trials):
-            (trial,) = self._together([ask.setting()], runner)
-            ask.tell(trial.score)
+            setting = ask.setting()
+            configs = self.planned(setting)
+            runs = runner(configs, ask.hopeless) if len(configs) == 1 else runner(configs)
+            trial = _trial(setting, runs)
+            ask.tell(trial.score, _accuracies(runs), bool(trial.ended))
             found.append(trial)
         return list({_text(trial.setting): trial for trial in found}.values())
 
 
-def _trial(setting: search.Setting, runs: Sequence[Run | None]) -> Trial:
-    """The trial with its runs: one, or one for each pair of domains."""
-    made = [run for run in runs if run is not None]
-    scores = [score for run in made if (score := run.metrics[FIGURE]) is not None]
+def _trial(setting: search.Setting, runs: Sequence[Run | pruning.Hopeless | None]) -> Trial:
+    """The trial with its runs."""
+    made = [run for run in runs if isinstance(run, Run)]
+    scores = [score for run in made if (score := run.metrics[pruning.FIGURE]) is not None]
     complete = len(scores) == len(runs)
-    return Trial(setting, sum(scores) / len(scores) if complete else None, tuple(str(run.directory) for run in made))
+    ended = next((str(run) for run in runs if isinstance(run, pruning.Hopeless)), "")
+    directories = tuple(str(run.directory) for run in made)
+    return Trial(setting, sum(scores) / len(scores) if complete else None, directories, ended)
+
+
+def _accuracies(runs: Sequence[Run | pruning.Hopeless | None]) -> Sequence[float]:
+    """The accuracy after each experience of a trial with one run; empty for other trials."""
+    if len(runs) != 1 or runs[0] is None:
+        return ()
+    return runs[0].accuracies if isinstance(runs[0], pruning.Hopeless) else pruning.accuracies(runs[0].directory)
 
 
 def runner(how: many.How, say: Callable[[str], None] = lambda text: None) -> Runner:
-    """A runner with an engine, or in this process. A run that fails has no result, and its failure is said."""
+    """A runner with an engine, or in this process. A run that fails has no result, and its failure is said.
 
-    def run(configs: Sequence[RunConfig]) -> list[Run | None]:
+    An engine ends no run early: its processes do not know the other trials.
+    """
+
+    def run(configs: Sequence[RunConfig], hopeless: Hopeless | None = None) -> Sequence[Run | pruning.Hopeless | None]:
         engine = how.engine(configs)
         if engine is None:
-            return [_alone(each, say) for each in configs]
+            return [_alone(each, say, hopeless) for each in configs]
         with_threads = many.with_threads(configs, engine)
         made, _ = many.run_all(with_threads, engine)  # it shows what goes on, and what fails
         found = {run.directory: run for run in made}
@@ -232,12 +261,18 @@ def _directories(configs: Sequence[RunConfig]) -> list[Path]:
     return [Job.prepare(each, shared, borrowed=True).directory for each in configs]
 
 
-def _alone(wanted: RunConfig, say: Callable[[str], None]) -> Run | None:
+def _alone(
+    wanted: RunConfig, say: Callable[[str], None], hopeless: Hopeless | None = None
+) -> Run | pruning.Hopeless | None:
     """The finished run; None if it fails, e.g. at a rate at which the loss is not finite."""
     try:
         setting = (wanted.note or "not tuned").partition(" was ")[0]
         say(f"{plugins.short_name(wanted.strategy)} seed {wanted.seed}, {setting}")
-        return load(run_one(wanted))
+        watch = None if hopeless is None else partial(pruning.Watch, hopeless=hopeless)
+        return load(run_one(wanted, watch=watch))
+    except pruning.Hopeless as ended:
+        say(str(ended))
+        return ended
     except (RequestError, RunFailed) as error:
         say(f"failed: {error}")
         return None

@@ -18,7 +18,7 @@ FLOORS = [
     {"tuning"},
     {"pretrain", "runner", "engines", "avalanche", "known"},
     {"shared", "prediction", "summary", "unused"},
-    {"given_images"},
+    {"given_images", "pruning"},
     {"recorders", "snapshot"},
     {"loop", "compare", "results"},
     {"evaluation"},

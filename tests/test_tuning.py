@@ -15,7 +15,7 @@ NANO = {"scenario": "split_digits", "backbone": "vit_nano", "epochs": 1, "seed":
 def scored(score_of, seen):
     """A runner that trains nothing: `score_of(config)` is a run's score, None a failure."""
 
-    def run(configs):
+    def run(configs, hopeless=None):
         seen.extend(configs)
         scores = [score_of(config) for config in configs]
         return [
@@ -185,8 +185,8 @@ def test_what_was_tried_is_written(tmp_path):
         "seed": 0,
         "figure": "average_accuracy on validation images",
         "trials": [
-            {"setting": {"lr": "0.1"}, "score": 0.5, "runs": ["a"]},
-            {"setting": {"lr": "1"}, "score": None, "runs": []},
+            {"setting": {"lr": "0.1"}, "score": 0.5, "runs": ["a"], "ended": ""},
+            {"setting": {"lr": "1"}, "score": None, "runs": [], "ended": ""},
         ],
         "chosen": {"lr": "0.1"},
     }
