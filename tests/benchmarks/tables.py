@@ -1,12 +1,14 @@
 """The README's tables of everything that can be tuned on a frozen transformer, side by side.
 
     python tests/benchmarks/tables.py --data-dir DATA [--out runs/tables] [--only lora,ssf] [--table transfer|split]
+                                      [--tune] [--jobs 2]
 
-transfer: CIFAR-100 from 1000 training images, 20 epochs. Three learning rates, the strategy's default and a third and
-three times of it, are tried with seed 0 on 800 of these images and compared on the other 200; the best one is then
-trained on all 1000 with each seed, and tested on all test images after the last epoch. ncm, which trains nothing and so
-has no rate to choose, is what the others have to beat.
-split: Split CIFAR-100 with 50 training and 20 test images a class, every strategy at its defaults.
+transfer: CIFAR-100 from 1000 training images, 20 epochs, tested on all test images after the last epoch. Of three
+learning rates, the strategy's default and a third and three times of it, the best is chosen as by `clsim tune`: with
+the first seed, on a fifth of the training images. ncm, which trains nothing and so has no rate to choose, is what the
+others have to beat.
+split: Split CIFAR-100 with 50 training and 20 test images a class, every strategy at its defaults; with --tune, its
+rate is chosen in the same way, on the first three experiences.
 
 Finished runs are read back, so that an interrupted call goes on when it is repeated. Strategies that are not there, and
 runs that fail, have a row that says so. Progress goes to standard error, the tables, in Markdown, to standard output.
@@ -19,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clsim import config, plugins
-from clsim.config import RunConfig
+from clsim import config, plugins, tuning
+from clsim.engines import many
 from clsim.errors import RequestError, RunFailed
+from clsim.field_values import field_types, make
 from clsim.listing import size_text
 from clsim.metrics import mean_and_interval
-from clsim.results import Run, load
-from clsim.runner import run_one
+from clsim.results import Run
 
 TUNERS = (
     *("linear", "partial", "mlp", "finetune", "bias", "tinytl", "adapter", "side", "vpt_shallow", "vpt_deep"),
@@ -34,8 +36,8 @@ TUNERS = (
 UNTRAINED = ("ncm",)
 STREAM_ONLY = ("dualprompt", "coda_prompt", "l2p", "s_prompts", "er", "joint")
 RATES = (1 / 3, 1.0, 3.0)  # times the strategy's own
-TRANSFER = {"scenario": "transfer", "scenario.table": "cifar100", "scenario.train": 1000}
-SPLIT = {"scenario": "split_cifar100", "scenario.train_per_class": 50, "scenario.test_per_class": 20}
+TRANSFER = {"scenario": "transfer", "scenario.table": "cifar100", "scenario.train": "1000"}
+SPLIT = {"scenario": "split_cifar100", "scenario.train_per_class": "50", "scenario.test_per_class": "20"}
 Row = dict[str, str]  # heading -> cell
 
 
@@ -44,63 +46,63 @@ class Method:
     """A row of a table: a strategy with some of its fields."""
 
     strategy: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """As it would be written on the command line."""
-        return " ".join([self.strategy, *(f"{name}={value}".lower() for name, value in self.fields.items())])
+        return " ".join([self.strategy, *(f"{name}={value}" for name, value in self.fields.items())])
+
+    @property
+    def rates(self) -> dict[str, str]:
+        """The field of its learning rate with the values that are tried, ascending; empty if it takes no steps."""
+        cls = plugins.load("strategies", self.strategy)
+        made = make(cls, self.fields, self.strategy)
+        if not made.has_gradients:
+            return {}
+        name = "lr_base" if "lr_base" in field_types(cls) else "lr"
+        return {name: "|".join(f"{factor * getattr(made, name):.2g}" for factor in RATES)}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs with options in common."""
+    """Runs with options and fields in common."""
 
     options: Mapping[str, Any]
-    seeds: Sequence[int]
+    fields: Mapping[str, str]
+    runner: tuning.Runner
+    plan: tuning.Plan | None  # how rates are chosen; None: they are the defaults
 
-    def plan(self, method: Method, seeds: Sequence[int], fields: Mapping[str, Any]) -> list[RunConfig]:
-        """A run for each seed. Raises RequestError."""
-        every = {**self.options, **method.fields, **fields, "strategy": method.strategy, "seed": list(seeds)}
-        known = {name: every.pop(name) for name in config.OPTIONS if name in every}
-        return config.plan(known, every)
-
-    def runs(self, method: Method, seeds: Sequence[int], **fields: Any) -> list[Run]:
-        """The runs with these fields, read back where they are finished. Raises RequestError or RunFailed."""
-        found = []
-        for wanted in self.plan(method, seeds, fields):
-            began = f"{wanted.scenario} {method.label} seed {wanted.seed}"
-            print(began, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True)
-            found.append(load(run_one(wanted)))
-        return found
-
-    def row(self, method: Method, known: Iterable[str], figures: Sequence[str], tune: bool) -> Row:
+    def row(self, method: Method, known: Iterable[str], figures: Sequence[str]) -> Row:
         """The method's row, or one that says why there is none."""
         name = {"": f"`{method.label}`"}
         if method.strategy not in known:
             return name | {"note": "skipped: there is no such strategy yet"}
         try:
-            chosen = self.best_rate(method) if tune else {}
-            runs = self.runs(method, self.seeds, **chosen)
+            runs, chosen = self.runs(method)
         except (RequestError, RunFailed) as error:
             return name | {"note": f"no result: {error}"}
-        cells = {heading: f"{value:.1e}" for heading, value in chosen.items()}
+        cells = {heading: f"{float(value):.1e}" for heading, value in chosen.items()}
         return name | cells | {figure: cell(runs, figure) for figure in figures} | costs(runs)
 
-    def best_rate(self, method: Method) -> dict[str, float]:
-        """The learning rate that does best on held-out training images with seed 0; the lower one of equals."""
-        default = self.plan(method, [0], {})[0].strategy_fields["lr"]
-        tried: dict[float, float] = {}
-        for rate in (float(f"{factor * default:.2g}") for factor in RATES):
-            try:
-                (run,) = self.runs(method, [0], lr=rate, **{"scenario.split": "tune"})
-            except RunFailed as error:  # a rate at which the loss is not finite cannot be chosen
-                print(f"  lr={rate:.1e}: {error}", file=sys.stderr)
-                continue
-            tried[rate] = run.metrics["average_accuracy"] or 0.0
-        if not tried:
-            raise RunFailed("none of the learning rates works")
-        return {"lr": max(tried, key=lambda rate: (tried[rate], -rate))}
+    def runs(self, method: Method) -> tuple[list[Run], dict[str, str]]:
+        """The runs, read back where they are finished, and the rate that was chosen; the lower one of equals.
+
+        Raises RequestError or RunFailed.
+        """
+        options = {**self.options, "strategy": method.strategy}
+        fields = {**self.fields, **method.fields}
+        rates = {} if self.plan is None else method.rates
+        if self.plan is None or not rates:
+            configs, chosen = config.plan(options, fields), dict[str, str]()
+        else:
+            (tuned,) = tuning.tune(options, fields | rates, self.plan, self.runner)
+            print(tuning.table(tuned), file=sys.stderr, flush=True)
+            configs, chosen = tuning.chosen_runs(options, fields | rates, [tuned]), tuned.chosen.setting
+        made = [run for run in self.runner(configs) if isinstance(run, Run)]
+        if len(made) < len(configs):
+            raise RunFailed(f"{len(configs) - len(made)} of {len(configs)} runs failed")
+        return made, chosen
 
 
 def cell(runs: Sequence[Run], figure: str) -> str:
@@ -138,25 +140,32 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def transfer(common: Mapping[str, Any], seeds: Sequence[int], only: Sequence[str]) -> str:
+def transfer(common: Mapping[str, Any], runner: tuning.Runner, only: Sequence[str]) -> str:
     """The first table."""
-    bench, known = Bench({**common, **TRANSFER, "epochs": 20}, seeds), plugins.names("strategies")
+    options, fields = parted({**TRANSFER, "epochs": "20"})
+    bench = Bench({**common, **options}, fields, runner, tuning.Plan("all"))
     names = [name for name in (*TUNERS, *UNTRAINED) if not only or name in only]
-    figures = ["average_accuracy"]
-    return markdown([bench.row(Method(name), known, figures, tune=name not in UNTRAINED) for name in names])
+    return markdown([bench.row(Method(name), plugins.names("strategies"), ["average_accuracy"]) for name in names])
 
 
-def split(common: Mapping[str, Any], seeds: Sequence[int], only: Sequence[str], epochs: int) -> str:
+def split(common: Mapping[str, Any], runner: tuning.Runner, only: Sequence[str], epochs: int, tune: bool) -> str:
     """The second table."""
-    bench, known = Bench({**common, **SPLIT, "epochs": epochs}, seeds), plugins.names("strategies")
+    options, fields = parted({**SPLIT, "epochs": str(epochs)})
+    bench = Bench({**common, **options}, fields, runner, tuning.Plan() if tune else None)
     methods = [
-        Method("er", {"memory": 10, "per_class": True}) if name == "er" else Method(name)
+        Method("er", {"memory": "10", "per_class": "true"}) if name == "er" else Method(name)
         for name in (*TUNERS, *UNTRAINED, *STREAM_ONLY)
     ]
     methods.append(Method("finetune", {"mask": "current"}))  # the mask under which prompt pools learn
     chosen = [method for method in methods if not only or method.strategy in only]
     figures = ["average_accuracy", "forgetting", "average_incremental_accuracy", "learning_accuracy"]
-    return markdown([bench.row(method, known, figures, tune=False) for method in chosen])
+    return markdown([bench.row(method, plugins.names("strategies"), figures) for method in chosen])
+
+
+def parted(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The options of the command among some settings, and the fields."""
+    options = {name: value for name, value in settings.items() if name in config.OPTIONS}
+    return options, {name: value for name, value in settings.items() if name not in options}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -170,18 +179,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of the split table (default %(default)s)")
     parser.add_argument("--backbone", default="vit_micro", help="pretrained transformer (default %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rates of the split table, too")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default %(default)s)")
     options = parser.parse_args(argv)
-    common = {name: getattr(options, name) for name in ("data_dir", "out", "backbone", "threads")}
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    names = ("data_dir", "out", "backbone", "threads")
+    common = {name: getattr(options, name) for name in names} | {"seed": options.seeds}
+    runner = tuning.runner(many.How(jobs=options.jobs), lambda text: print(text, file=sys.stderr, flush=True))
     only = [name for name in options.only.split(",") if name]
     rows = (*TUNERS, *UNTRAINED, *STREAM_ONLY)
     for name in only:
         if name not in rows:
             parser.error(f"--only {name}: the tables have {', '.join(rows)}")
     if options.table != "split":
-        print(f"Transfer to CIFAR-100, seeds {options.seeds}:\n\n{transfer(common, seeds, only)}\n", flush=True)
+        print(f"Transfer to CIFAR-100, seeds {options.seeds}:\n\n{transfer(common, runner, only)}\n", flush=True)
     if options.table != "transfer":
-        table = split(common, seeds, only, options.epochs)
+        table = split(common, runner, only, options.epochs, options.tune)
         print(f"Split CIFAR-100, {options.epochs} epochs, seeds {options.seeds}:\n\n{table}", flush=True)
 
 
