@@ -604,23 +604,35 @@ def test_an_edited_built_in_is_another_run(tmp_path: Path) -> None:
     for folder in ("clsim", "strategies", "scenarios"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     shutil.copy(root / "pyproject.toml", tmp_path)
+    # a process that has imported the libraries, and a child of it for each state of the files
     code = (
-        "import clsim, sys; from clsim.config import plan; assert clsim.__file__.startswith(sys.argv[1]);"
-        "print(plan({'strategy': 'coop', 'with': 'ewc'}, [])[0].hash())"
+        "import os, sys, open_clip, timm\n"
+        "for _ in sys.stdin:\n"
+        "    if not os.fork():\n"
+        "        import clsim\n"
+        "        from clsim.config import plan\n"
+        "        assert clsim.__file__.startswith(sys.argv[1])\n"
+        "        print(plan({'strategy': 'coop', 'with': 'ewc'}, [])[0].hash(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
     )
+    command, environment = [sys.executable, "-c", code, str(tmp_path)], {"PYTHONPATH": str(tmp_path), "PATH": ""}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
 
     def hash_of() -> str:
-        command = [sys.executable, "-B", "-c", code, str(tmp_path)]
-        environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
+        process.stdin.write("\n")
+        return process.stdout.readline()
 
     found = [hash_of(), hash_of()]
     for name in ("strategies/coop.py", "clsim/bases.py", "clsim/parts/ewc.py", "scenarios/split_digits.py"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# edited\n")
         found.append(hash_of())
-    assert found[0] == found[1] and len(set(found)) == 5
+    assert found[0] == found[1] and len(set(found)) == 5 and "" not in found
     (tmp_path / "clsim" / "loop.py").write_text("# clsim's own code has a digest of its own\n")
     assert hash_of() == found[-1]
+    process.communicate()
+    assert process.returncode == 0
 
 
 def test_a_field_of_the_scenario_is_named_as_python_writes_it() -> None:

@@ -76,9 +76,6 @@ def test_the_rate_is_chosen_on_training_images_by_the_first_seed(tables, tmp_pat
     ]
     assert [each.validation for each in final] == [None, None]
     assert [(each.seed, each.strategy_fields["lr"]) for each in final] == [(5, 3e-3), (6, 3e-3)]
-        (5, None, 3e-3),
-        (6, None, 3e-3),
-    ]
     monkeypatch.setattr(tables, "RATES", (0.1, 0.2))
     with pytest.raises(RequestError, match="no setting could be trained"):
         bench.runs(tables.Method("linear"))

@@ -137,15 +137,16 @@ def quality(backbone: Backbone) -> dict[str, dict[str, dict[str, float]]]:
     names = glyphs.class_names()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for group, chosen in (("seen", seen_classes()), ("held out", sorted(glyphs.HELD_OUT))):
+        features = [_features(backbone, chosen, domain) for domain in range(len(glyphs.DOMAINS))]
         for how, templates in (("one template", (TEMPLATE,)), ("ensemble", ENSEMBLE)):
             texts = class_features(backbone.text, [names[c] for c in chosen], templates)
-            found.setdefault(group, {})[how] = {
-                domain: round(_accuracy(backbone, texts, chosen, d), 4) for d, domain in enumerate(glyphs.DOMAINS)
-            }
+            shares = [round(_accuracy(images, texts), 4) for images in features]
+            found.setdefault(group, {})[how] = dict(zip(glyphs.DOMAINS, shares, strict=True))
     return found
 
 
-def _accuracy(backbone: Backbone, texts: Tensor, chosen: list[int], domain: int) -> float:
+def _features(backbone: Backbone, chosen: list[int], domain: int) -> Tensor:
+    """(K * TEST_IMAGES, E) features of test images of a domain, class after class."""
     classes = np.repeat(chosen, TEST_IMAGES)
     indices = np.tile(np.arange(TEST_IMAGES), len(chosen))
     images = glyphs.render(classes, np.full_like(classes, domain), indices, TEST_SEED)
@@ -153,8 +154,13 @@ def _accuracy(backbone: Backbone, texts: Tensor, chosen: list[int], domain: int)
         backbone.image(evaluation(torch.from_numpy(images[i : i + 100]), backbone.image.pixels))
         for i in range(0, len(images), 100)
     ]
-    predicted = cosine_logits(torch.cat(features), texts, 1.0).argmax(1).numpy()
-    return float((np.array(chosen)[predicted] == classes).mean())
+    return torch.cat(features)
+
+
+def _accuracy(features: Tensor, texts: Tensor) -> float:
+    """The share of images, TEST_IMAGES of each class, whose class has the nearest of the (K,E) texts."""
+    predicted = cosine_logits(features, texts, 1.0).argmax(1)
+    return float((predicted == torch.arange(len(texts)).repeat_interleave(TEST_IMAGES)).float().mean())
 
 
 def pretrain(recipe: Recipe, access: DataAccess, folder: Path) -> Path:
