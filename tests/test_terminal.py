@@ -4,9 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from clsim.terminal import forgiving
+import pytest
+
+from clsim.terminal import counted, forgiving
 
 
 def test_characters_that_a_stream_lacks_are_replaced():
@@ -18,6 +21,24 @@ def test_characters_that_a_stream_lacks_are_replaced():
         stream.flush()
         assert data.getvalue() == expected
     forgiving(io.StringIO())  # has no encoding, and needs none
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_long_work_shows_on_a_terminal_how_much_is_done(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(counted(iter(range(3)), 3, "reading images")) == [0, 1, 2]
+    assert stream.getvalue() == "", "it took less than a second"
+    slow = (time.sleep(0.4) or i for i in range(5))
+    assert list(counted(slow, 5, "reading images")) == [0, 1, 2, 3, 4]
+    shown = stream.getvalue()
+    assert ("reading images:" in shown and "/5" in shown and shown.endswith("\r")) if stream.isatty() else shown == ""
 
 
 def test_a_run_and_a_comparison_on_an_ascii_terminal(tmp_path, encode):

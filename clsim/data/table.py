@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,7 @@ from clsim.data.pixels import decoded, is_dim, size_of, whole_image, whole_size
 from clsim.data.readers import Source
 from clsim.data.whole import WholeImages
 from clsim.errors import RequestError
+from clsim.terminal import counted
 
 # bytes; above it images stay encoded and are decoded each time they are read: DomainNet would take 90 GB on disk
 LARGEST_DECODED = 8 << 30
@@ -266,7 +267,7 @@ def _write_images(
                 dim.append(row)
             return pixels
 
-        images = for_each(order.tolist(), image, source.names, bad)
+        images = counted(for_each(order.tolist(), image, source.names, bad), len(order), "decoding images")
         if 3 * sizes.prod(axis=1).sum() <= LARGEST_DECODED:
             rows = _write_decoded(temporary, order, images, whole)
             blob.unlink()
@@ -310,7 +311,7 @@ def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDAr
     spans = np.zeros((len(source.labels), 2), dtype=np.int64)
     sizes = np.zeros_like(spans)
     with file.open("wb") as stream:
-        for row in range(len(spans)):
+        for row in counted(range(len(spans)), len(spans), "reading images"):
             data = source.read(row)
             spans[row] = stream.tell(), len(data)
             stream.write(data)
@@ -324,7 +325,7 @@ def _spool(file: Path, source: Source, bad: dict[int, str] | None) -> tuple[NDAr
 
 
 def _write_decoded(
-    folder: Path, order: NDArray[np.int64], images: Iterator[NDArray[np.uint8] | None], whole: bool
+    folder: Path, order: NDArray[np.int64], images: Iterable[NDArray[np.uint8] | None], whole: bool
 ) -> NDArray[np.int64]:
     """Write the decoded images into images.npy, and if `whole` their sizes; returns their positions in the source."""
     kept, sizes = [], []
