@@ -1,13 +1,18 @@
 """Pretraining: repeatable, resumable, and a file that the backbone loads."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from clsim.backbones.features import View
 from clsim.backbones.load import load_backbone
 from clsim.data.table import ImageTable
+from clsim.data.transforms import Augmentation, resample
 from clsim.errors import RequestError
 from clsim.pretrain import vit_micro
+from clsim.pretrain.teacher import Lessons, Teacher, efficientnet_lite0
 from clsim.pretrain.trainer import features_with_drop, learning_rate_factor
 from clsim.pretrain.vit_micro import Pretraining, Recipe
 
@@ -68,3 +73,59 @@ def test_quality_of_features_that_tell_the_classes_apart(make_table, tmp_path):
     easy = ImageTable.from_arrays(images.copy(), table.labels, table.class_names)
     found = vit_micro.quality(load_backbone("vit_nano").image, easy, easy, tmp_path)
     assert found == {"linear_probe": 1.0, "nearest_class_mean": 1.0}
+
+
+# with a teacher
+
+
+@pytest.fixture
+def lessons(make_table, tmp_path):
+    """Two views of 24 images, and a tiny network's features of them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, classifier = torch.nn.Conv2d(3, 5, 4, stride=4), torch.nn.Linear(5, 7)
+    views = [View(number, Augmentation(0.3)) for number in range(2)]
+    table = make_table(num_classes=3, per_class=8, size=32)
+    return Lessons(Teacher(network, classifier, 48), table, views, tmp_path / "cache")
+
+
+TAUGHT = Recipe(epochs=3, batch_size=8, warmup_steps=2, views=2)
+
+
+def taught(lessons, out, recipe=TAUGHT):
+    return Pretraining(recipe, lessons.table, lessons.table, out, say=lambda text: None, lessons=lessons)
+
+
+def test_teacher_and_student_see_the_same_crops(lessons):
+    rows, student = np.array([3, 20, 7]), lessons.teacher.pixels
+    images, features = lessons.batch(1, rows, student)
+    assert images.shape == (3, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(lessons.teacher(images), features)
+    other, _ = lessons.batch(0, rows, student)
+    assert not torch.equal(images, other), "each view has its own crops"
+    whole = torch.tensor([[0.0, 32, 0, 32]]).expand(3, 4)
+    assert not torch.equal(images, resample(torch.from_numpy(lessons.table.pixels(rows)), whole, student))
+
+
+def test_a_student_that_predicts_the_teachers_features_has_nothing_to_learn_from_them(lessons, tmp_path):
+    done = taught(lessons, tmp_path)
+    done.imitation = torch.nn.Identity()
+    features = torch.randn(4, 5)
+    assert done._distance(features, features).item() == pytest.approx(0, abs=1e-6)
+    assert done._distance(-features, features).item() > 2, "the cosine is -1, and the answers differ"
+
+
+def test_a_taught_student_goes_on_to_the_same_file_and_loads(lessons, tmp_path):
+    whole = taught(lessons, tmp_path / "whole").run()
+    taught(lessons, tmp_path / "broken").run(stop=4)
+    assert taught(lessons, tmp_path / "broken").run().read_bytes() == whole.read_bytes()
+    other = Recipe(**vars(TAUGHT) | {"answers": 0.0})
+    assert taught(lessons, tmp_path / "other", other).run().read_bytes() != whole.read_bytes()
+    load_backbone("vit_micro", whole)
+
+
+def test_the_teacher_needs_packages(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(RequestError, match=r"pip install 'clsim\[pretrain\]'"):
+        efficientnet_lite0(128)

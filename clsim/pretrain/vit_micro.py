@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clsim import checkpoint, rng
-from clsim.backbones.features import FeatureBank
+from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import load_backbone
 from clsim.backbones.towers import Tower
 from clsim.backbones.vit import VisionTower, micro_vit
@@ -20,12 +20,17 @@ from clsim.data.streams import DataAccess
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
 from clsim.parts.heads import PrototypeHead
+from clsim.pretrain.teacher import Lessons, efficientnet_lite0
 from clsim.pretrain.trainer import Trainer, features_with_drop, save_half
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How vit_micro is pretrained: classification, Muon for matrices and AdamW for the rest."""
+    """How vit_micro is pretrained: classification, Muon for matrices and AdamW for the rest.
+
+    With `views`, it also learns from a teacher, EfficientNet-Lite0: to predict the teacher's features, and through them
+    the answers of the teacher's own classifier (Chen et al. 2022, arXiv:2203.14001).
+    """
 
     epochs: int = 8
     batch_size: int = 256
@@ -37,22 +42,35 @@ class Recipe:
     token_drop: float = 0.5  # share of patch tokens left out in training (Li et al. 2023, arXiv:2212.00794) ...
     whole_share: float = 0.25  # ... but for this last share of the steps
     seed: int = 0
+    views: int = 0  # augmented views of each image that the teacher describes; 0: no teacher
+    teacher_size: int = 128  # side of the teacher's images
+    labels: float = 1.0  # weight of the cross-entropy with the labels
+    features: float = 1.0  # weight of 1 - cosine between predicted and true features of the teacher
+    answers: float = 1.0  # weight of the divergence of the teacher's answers from those to the predicted features
 
 
 class Pretraining:
     """vit_micro under training."""
 
     def __init__(
-        self, recipe: Recipe, train: ImageTable, valid: ImageTable, out: Path, say: Callable[[str], None] = print
+        self,
+        recipe: Recipe,
+        train: ImageTable,
+        valid: ImageTable,
+        out: Path,
+        say: Callable[[str], None] = print,
+        lessons: Lessons | None = None,
     ) -> None:
         """Goes on from the checkpoint in `out`, if there is one. Raises RequestError if it has another recipe."""
-        self.recipe, self.train, self.valid, self.say = recipe, train, valid, say
+        self.recipe, self.train, self.valid, self.say, self.lessons = recipe, train, valid, say, lessons
         torch.manual_seed(rng.derive(recipe.seed, "initialisation"))
         self.tower = VisionTower(micro_vit(), InputSpec(size=32, crop=1.0))
         self.tower.vit.train()
         self.head = nn.Linear(self.tower.out_dim, len(train.class_names))
         self.per_epoch = len(train) // recipe.batch_size
         modules = nn.ModuleDict({"tower": self.tower, "head": self.head})
+        if lessons is not None:
+            self.imitation = modules["imitation"] = nn.Linear(self.tower.out_dim, lessons.teacher.out_dim)
         self.trainer = Trainer(recipe, modules, recipe.epochs * self.per_epoch, out, say)
 
     def run(self, stop: int | None = None) -> Path:
@@ -61,16 +79,33 @@ class Pretraining:
         return save_half(self.tower.vit, self.trainer.out / "vit_micro.safetensors")
 
     def loss(self, step: int) -> Tensor:
-        """Cross-entropy of a step's batch."""
+        """Cross-entropy of a step's batch, and the distance from the teacher if there is one."""
         recipe, rows = self.recipe, self.rows(step)
         draw = rng.generator(recipe.seed, "augmentation", step)
-        images = as_tensors(self.train.whole(rows), torch.device("cpu"))
-        images = augmented(images, self.tower.pixels, Augmentation(recipe.crop_min), draw)
+        taught: Tensor | None = None
+        if self.lessons is not None:
+            images, taught = self.lessons.batch(step // self.per_epoch % recipe.views, rows, self.tower.pixels)
+        else:
+            whole = as_tensors(self.train.whole(rows), torch.device("cpu"))
+            images = augmented(whole, self.tower.pixels, Augmentation(recipe.crop_min), draw)
         drop = recipe.token_drop if step < (1 - recipe.whole_share) * self.trainer.steps else 0.0
         with torch.autocast("cpu", torch.bfloat16):
-            logits = self.head(features_with_drop(self.tower, images, drop, draw)).float()
+            features = features_with_drop(self.tower, images, drop, draw)
+            logits = self.head(features).float()
         labels = torch.from_numpy(self.train.labels[rows])
-        return nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        return loss if taught is None else recipe.labels * loss + self._distance(features, taught)
+
+    def _distance(self, features: Tensor, taught: Tensor) -> Tensor:
+        """(B,D) features of the student and (B,E) of the teacher -> a scalar."""
+        assert self.lessons is not None
+        classifier = self.lessons.teacher.classifier
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = self.imitation(features).float()
+            said, true = (classifier(each.to(classifier.weight.dtype)).float() for each in (predicted, taught))
+        cosine = nn.functional.cosine_similarity(predicted, taught).mean()
+        answers = nn.functional.kl_div(said.log_softmax(1), true.log_softmax(1), log_target=True, reduction="batchmean")
+        return self.recipe.features * (1 - cosine) + self.recipe.answers * answers
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """(batch_size,) rows of this step, ascending: the table is read from a file."""
@@ -138,7 +173,11 @@ def pretrain(recipe: Recipe, access: DataAccess, folder: Path) -> Path:
         return access.table(access.parquet(folder, split, image, label), "stop")
 
     train, valid = (table("tiny_imagenet_32", split, "image", "label") for split in ("train", "valid"))
-    job = Pretraining(recipe, train, valid, folder)
+    lessons = None
+    if recipe.views:
+        views = [View(number, Augmentation(recipe.crop_min)) for number in range(recipe.views)]
+        lessons = Lessons(efficientnet_lite0(recipe.teacher_size), train, views, access.cache_dir)
+    job = Pretraining(recipe, train, valid, folder, lessons=lessons)
     weights = job.run()
     tower = load_backbone("vit_micro", weights).image.to(torch.bfloat16)
     train, test = (table("cifar100", split, "img", "fine_label") for split in ("train", "test"))
