@@ -19,7 +19,9 @@ from clsim.data.table import ImageTable
 from clsim.data.transforms import InputSpec, random_boxes, resample
 from clsim.errors import RequestError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# As in TensorFlow's training of the Lite models. The package's page has ImageNet's mean, with which the nearest class
+# mean of CIFAR-100 (20 training and 8 test images a class, enlarged to 160 pixels) finds 47 % in place of 54 %.
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class Teacher(Tower):

@@ -43,7 +43,7 @@ class Recipe:
     whole_share: float = 0.25  # ... but for this last share of the steps
     seed: int = 0
     views: int = 0  # augmented views of each image that the teacher describes; 0: no teacher
-    teacher_size: int = 128  # side of the teacher's images
+    teacher_size: int = 160  # side of the teacher's images
     labels: float = 1.0  # weight of the cross-entropy with the labels
     features: float = 1.0  # weight of 1 - cosine between predicted and true features of the teacher
     answers: float = 1.0  # weight of the divergence of the teacher's answers from those to the predicted features
