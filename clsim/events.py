@@ -186,6 +186,10 @@ class State:
         """(n,D) float32 features of rows of the training table under the frozen tower, from the bank."""
         return self._tools.features(rows)
 
+    def view_features(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """(V,n,D) float32 features of the augmented views of these rows, as many as the strategy asks for."""
+        return self._tools.view_features(rows)
+
     def log(self, name: str, value: Any) -> None:
         """Record a number or a list of numbers under a name. A tensor is read only at the end of the epoch."""
         if self.tools is not None:

@@ -78,6 +78,12 @@ class Tools:
         found: Tensor = self.loader.bank.rows(rows).to(self.loader.device)
         return found
 
+    def view_features(self, rows: NDArray[np.int64]) -> Tensor:
+        """(V,n,D) float32 features of the augmented views of rows of the training table, from their banks."""
+        if not self.loader.views:
+            raise RuntimeError("there are no augmented views: the strategy's feature_views() must be above 0")
+        return torch.stack([bank.rows(rows) for bank in self.loader.views]).to(self.loader.device)
+
     def log(self, s: State, name: str, value: Any) -> None:
         """See State."""
         self.record(s, name, value)

@@ -7,7 +7,7 @@ from torch import nn
 
 from clsim import Backbone, Outputs, State, Strategy, StreamInfo
 from clsim.data.batches import Batch
-from clsim.parts.text import TextHead, class_features
+from clsim.parts.text import TextHead, class_features, require_places
 
 
 class FrozenClip(nn.Module):
@@ -51,8 +51,7 @@ class ZeroShot(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise ValueError("templates must be one or more texts with {} at the position of the class name")
+        require_places(self.templates)
 
     def reads(self) -> set[str]:
         return {"features"}

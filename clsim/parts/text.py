@@ -11,6 +11,12 @@ from clsim.backbones.clip import TextTower
 TEMPLATE = "a photo of a {}."
 
 
+def require_places(templates: Sequence[str]) -> None:
+    """Raises ValueError unless there are templates, and each has ``{}`` at the position of the class name."""
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError("templates must be one or more texts with {} at the position of the class name")
+
+
 def readable(name: str) -> str:
     """A class or domain name as written in a prompt: ``art_painting`` -> ``art painting``."""
     return name.replace("_", " ")
