@@ -56,7 +56,7 @@ class KeyCache(nn.Module):
 
     @torch.no_grad()
     def choose(self, seen: Tensor, draw: torch.Generator) -> None:
-        """Set alpha and beta to those that classify the keys best, each without itself. `seen`: (K,) classes compared."""
+        """Set alpha and beta to those that classify the keys best, each without itself; `seen` (K,) are compared."""
         places = torch.arange(self.keys.shape[1], device=self.keys.device) < self.counts[:, None]
         order = torch.randperm(int(places.sum()), generator=draw)[:MOST_QUERIES].to(self.keys.device)
         labels, own = (each[order] for each in places.nonzero(as_tuple=True))
