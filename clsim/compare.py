@@ -23,6 +23,7 @@ METRICS = (
     "learning_accuracy",
 )
 ADAPTATION = ("target_accuracy", "target_class_mean", "target_test_accuracy", "source_accuracy", "adaptation_gain")
+ONLINE = ("a_last", "a_auc")
 BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
 DETECTION = "task_accuracy"  # only of methods that detect the task of an image
 BASELINE = "source_only"  # adaptation_gain is relative to it where there is no zero-shot classifier
@@ -52,7 +53,7 @@ class Group:
     def measures(self) -> tuple[str, ...]:
         """The metrics for its kind of scenario, the most important first."""
         figures = self.runs[0].figures
-        return next((names for names in (ADAPTATION, BASE_TO_NEW) if names[0] in figures), METRICS)
+        return next((names for names in (ADAPTATION, BASE_TO_NEW, ONLINE) if names[0] in figures), METRICS)
 
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it is undefined."""
@@ -63,7 +64,7 @@ class Group:
     @property
     def by_test_set(self) -> float | None:
         """Half the width of the binomial 95 % interval of the first of `measures`, the mean over runs."""
-        whole = self.measures is METRICS  # else the first column alone: target, or base classes
+        whole = self.measures in (METRICS, ONLINE)  # else the first column alone: target, or base classes
         counts = [(run.matrix["correct"][-1], run.matrix["total"]) for run in self.runs if run.matrix["correct"]]
         found = [binomial_interval(*(pair if whole else (pair[0][:1], pair[1][:1]))) for pair in counts]
         halves = [half for half in found if half is not None]

@@ -98,7 +98,10 @@ class Loop:
 
     def _columns(self, index: int) -> Sequence[Experience]:
         """The test experiences to evaluate after learning experience `index`."""
-        return self.rules.tested_after(index, self.benchmark.test_stream, self.strategy.scores_unseen)
+        columns = self.rules.tested_after(index, self.benchmark.test_stream, self.strategy.scores_unseen)
+        if self.rules.only_seen:
+            columns = [column for column in columns if set(column.classes) <= set(self.state.seen)]
+        return columns
 
     def _skip_rows_up_to(self, index: int) -> None:
         """Empty rows for experiences that were learned together with this one (joint training)."""

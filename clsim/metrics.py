@@ -141,6 +141,31 @@ def adaptation(
     return Measures(values, notes)
 
 
+ONE_STREAM = "the stream has no experiences; see a_last and a_auc"
+
+
+def online(correct: Counts, inside: Counts, total: Sequence[int]) -> Measures:
+    """Measures of a stream without boundaries, whose columns are classes; a cell is None until its class has come.
+
+    - a_last: the share of correct test images at the end, of all classes that have come
+    - a_auc: the mean of that share over the evaluations `inside` the stream and the last one (Koh et al. 2022,
+      arXiv:2110.10031, eq. 1, with evaluations at equal distances)
+
+    Measures of experiences are None. Raises ValueError as `accuracy_matrix` does.
+    """
+    values: dict[str, float | None] = dict.fromkeys(REASONS)
+    notes = dict.fromkeys(REASONS, ONE_STREAM)
+    shares = []
+    for row in (*inside, *correct[-1:]):
+        accuracy_matrix([row], total)  # refuses counts that cannot be
+        known = [(count, size) for count, size in zip(row, total, strict=True) if count is not None]
+        shares.append(sum(count for count, _ in known) / sum(size for _, size in known))
+    values |= {"a_last": shares[-1] if correct else None, "a_auc": float(np.mean(shares)) if correct else None}
+    if not correct:
+        notes |= dict.fromkeys(("a_last", "a_auc"), "the stream has not ended")
+    return Measures(values, notes)
+
+
 BASE_AND_NEW = "base classes are learned at once; see base_accuracy"
 NO_NEW = "this classifier cannot classify among classes that it was not trained on"
 

@@ -318,7 +318,7 @@ class Job:
             self.config.precision == "bf16",
             save=lambda loop: None,
             save_seconds=60 * self.config.checkpoint_minutes,
-            eval_every=self.config.eval_every,
+            eval_every=self.config.eval_every or self.benchmark.eval_every,
         )
 
     def loader(self, table: ImageTable, tower: Tower | None, views: int = 0) -> Loader:

@@ -1,45 +1,18 @@
 """Transfer: one experience with few images, to compare tuners (VTAB-1k, Zhai et al. 2019, arXiv:1910.04867)."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clsim.data.glyph_tables import glyph_table
 from clsim.data.protocols import BaseToNew
-from clsim.data.raw import Wanted
-from clsim.data.readers import Hub, Source
-from clsim.data.sources import train_and_test
 from clsim.data.streams import Benchmark, DataAccess, Experience, Scenario, few_shot, first_of_each_class
 from clsim.data.table import ImageTable
-from clsim.errors import RequestError, unknown
-from clsim.scenarios.five_datasets import SETS
-from clsim.scenarios.split_cifar100 import HUB as CIFAR100
-from clsim.scenarios.split_digits import digits
+from clsim.errors import RequestError
+from clsim.scenarios._tables import mirrors, require_known, table_name, table_of
 
 TUNE_SHARE = 0.2  # of the training images, held out to choose hyper-parameters: VTAB-1k's 800 and 200
-
-
-class Files(NamedTuple):
-    """The location of a table's images; the table's name is the local folder."""
-
-    image: str  # column of the images
-    label: str  # column of the labels
-    hub: Hub
-    splits: bool = True  # false: one split, of which a fixed fifth is for testing
-
-
-TABLES = {
-    "cifar100": Files("img", "fine_label", CIFAR100),
-    **{name: Files(image, "label", hub) for name, (image, hub) in SETS.items()},
-    "usps": Files("image", "label", Hub("flwrlabs/usps", "main")),
-    "pacs": Files("image", "label", Hub("flwrlabs/pacs", "main"), splits=False),
-}
-GLYPHS = {"train": 50, "test": 20}  # drawn pictures per class
-NAMED = ("digits", "glyphs", *TABLES)
-UNMIRRORED = ("digits", "mnist", "notmnist", "svhn", "usps")  # a mirrored digit or letter is a different one, or none
 
 
 @dataclass(kw_only=True)
@@ -74,20 +47,18 @@ class Transfer(Scenario):
     def __post_init__(self) -> None:
         if self.split == "tune" and (self.shots is not None or self.base_to_new):
             raise RequestError("split=tune is for train=N, without shots and base_to_new")
-        given = [name for name in ("image", "label", "test_split", "exclude") if getattr(self, name)]
-        if given and self.table in NAMED:
-            raise RequestError(f"{given[0]} is for a table that is a path, not for table={self.table}")
+        require_known(self)
 
     def build(self, data: DataAccess) -> Benchmark:
         """One training and one test experience with all classes of the table; base_to_new: one test for each half."""
-        train = self._table(data, "train")
+        train = table_of(self, data, "train")
         rows = first_of_each_class(train, np.arange(len(train)), self.train_per_class)
         rows = self._dealt(train, rows) if self.shots is None else few_shot(train, rows, self.shots, self.order_seed)
         if self.split == "tune":
             test, cut = train, len(rows) - round(TUNE_SHARE * len(rows))
             rows, testing = rows[:cut], rows[cut:]
         else:
-            test = self._table(data, "test")
+            test = table_of(self, data, "test")
             testing = first_of_each_class(test, np.arange(len(test)), self.test_per_class)
         classes = tuple(range(len(train.class_names)))
         if len(set(train.labels[rows].tolist())) < len(classes):
@@ -96,7 +67,7 @@ class Transfer(Scenario):
             )
         if train.class_names != test.class_names or len(testing) == 0:
             raise RequestError(f"the training and the test images of {self.table} do not fit together")
-        flip = self.table not in UNMIRRORED if self.flip is None else self.flip
+        flip = mirrors(self)
         if not self.base_to_new:
             learned, tested = (_among(0, *which, classes, self.table) for which in ((train, rows), (test, testing)))
             return Benchmark((learned,), (tested,), "class", flip)
@@ -105,8 +76,7 @@ class Transfer(Scenario):
         return Benchmark((learned,), (base, _among(1, test, testing, classes[half:], "new")), BaseToNew(), flip)
 
     def variant(self) -> str:
-        name = self.table if self.table in NAMED else Path(self.table).resolve().name
-        return "-".join([name, *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])
+        return "-".join([table_name(self), *(["tune"] * (self.split == "tune")), *(["base-to-new"] * self.base_to_new)])
 
     def _dealt(self, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The training rows, with the classes in turn: the first n rows are balanced for every n."""
@@ -119,28 +89,6 @@ class Transfer(Scenario):
         if not 1 <= self.train <= len(rows):
             raise RequestError(f"train is 1 to {len(rows)}, the training images of {self.table}, not {self.train}")
         return rows[: self.train]
-
-    def _table(self, data: DataAccess, split: str) -> ImageTable:
-        """One split of the table."""
-        if self.table == "digits":
-            return digits()[0 if split == "train" else 1]
-        if self.table == "glyphs":
-            return glyph_table(range(100), ["real"], GLYPHS[split], test=split == "test")
-        if self.table not in NAMED:
-            return data.table(self._at_path(data)[split == "test"], self.on_bad_image)
-        files = TABLES[self.table]
-        source = data.parquet(self.table, split if files.splits else "train", files.image, files.label, hub=files.hub)
-        if not files.splits:
-            source = train_and_test(source)[split == "test"]
-        return data.table(source, self.on_bad_image)
-
-    def _at_path(self, data: DataAccess) -> list[Source]:
-        """Training and test images of a table that is a path, without domains."""
-        path = Path(self.table).expanduser()
-        if not any(place.exists() for place in (path, (data.data_dir or path) / path)):
-            raise RequestError(f"{unknown('table', self.table, NAMED)}; and there is no such file or folder")
-        wanted = Wanted(self.image, self.label, test_split=self.test_split, exclude=self.exclude)
-        return [replace(source, domains=None, domain_names=()) for source in data.images(wanted, path)]
 
 
 def _among(index: int, table: ImageTable, rows: NDArray[np.int64], classes: tuple[int, ...], name: str) -> Experience:

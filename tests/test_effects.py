@@ -30,6 +30,7 @@ OTHER = {
     "pairs": "all", "shots": 2, "domains": (2, 0), "domain_folders": False, "test_split": "val", "exclude": ("c0",),
     "flip": False, "sets": ("mnist", "svhn"), "classes": "seen", "domain": "sketch", "table": "usps", "train": 15,
     "split": "tune", "base_to_new": True, "uneven": True, "image": "label", "label": "img",
+    "schedule": "gaussian", "tasks": 2, "disjoint": 0, "blurry": 50, "width": 0.5, "eval_every": 10,
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def stream(benchmark: Benchmark):
         return each.table.fingerprint, each.rows.tolist(), each.classes, each.name, each.task_label, target
 
     streams = [[shown(each) for each in part] for part in (benchmark.train_stream, benchmark.test_stream)]
-    return json.dumps([*streams, benchmark.rules.name, benchmark.flip])
+    return json.dumps([*streams, benchmark.rules.name, benchmark.flip, benchmark.eval_every])
 
 
 def made(cls, data, seed=0, **given):
@@ -121,8 +122,8 @@ def test_every_field_changes_the_stream_or_is_refused(name, protocol, data):
             value = named if isinstance(value, tuple) else named[0]
         if field == "classes_per_experience" and by_class:
             value = 5 if base[field] == 10 else base[field] * 2 if name != "folder" else 7
-        if field == "flip" and name == "transfer":
-            value = True  # its table is digits, which are not mirrored unless this is asked for
+        if field == "flip" and name in ("transfer", "online"):
+            value = True  # their table is digits, which are not mirrored unless this is asked for
         given = base | {field: value}
         if field == "uneven" and by_class:
             given |= {"classes_per_experience": base["classes_per_experience"] * 2 if name != "folder" else 2}

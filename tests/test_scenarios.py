@@ -10,12 +10,14 @@ from clsim import config, plugins, runner
 from clsim.data.protocols import BaseToNew
 from clsim.data.streams import DataAccess
 from clsim.errors import RequestError
+from clsim.scenarios import transfer
+from clsim.scenarios._tables import TABLES
 from clsim.scenarios.five_datasets import SETS, FiveDatasets
 from clsim.scenarios.folder import Folder
 from clsim.scenarios.split_cifar100 import SplitCifar100
 from clsim.scenarios.split_digits import SplitDigits
 from clsim.scenarios.split_glyphs import SplitGlyphs
-from clsim.scenarios.transfer import TABLES, Transfer
+from clsim.scenarios.transfer import Transfer
 
 SIZES = {
     "svhn": (32, 32, 3),
@@ -302,8 +304,8 @@ def test_transfer_to_glyphs(cache_dir):
 
 def test_transfer_tunes_on_training_images_alone(cache_dir, monkeypatch):
     final = Transfer().build(access(None, cache_dir))
-    asked, table = [], Transfer._table
-    monkeypatch.setattr(Transfer, "_table", lambda self, data, split: asked.append(split) or table(self, data, split))
+    asked, table = [], transfer.table_of
+    monkeypatch.setattr(transfer, "table_of", lambda how, data, split: asked.append(split) or table(how, data, split))
     tune = Transfer(split="tune").build(access(None, cache_dir))
     assert asked == ["train"]
     (train,), (test,) = tune.train_stream, tune.test_stream

@@ -77,6 +77,7 @@ class Benchmark:
     protocol: Protocol | str  # an object, or the name of a protocol in clsim.data.protocols
     flip: bool = True  # whether a mirrored image keeps its class
     domain_names: tuple[str, ...] = ()  # names that strategies see; empty: those of the table
+    eval_every: int | None = None  # images between evaluations inside an experience, unless --eval-every says otherwise
 
     @property
     def train_table(self) -> ImageTable:

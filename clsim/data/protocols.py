@@ -24,6 +24,7 @@ class Protocol:
     tells_task: bool = False  # whether test images come with the index of their experience
     has_target: bool = False  # whether training uses unlabelled images of a target
     counts_tasks: bool = True  # whether test and training experiences with the same index belong together
+    only_seen: bool = False  # whether a test experience waits until images of its classes have come
     draws_target: bool = False  # whether to count the target's confusion and to draw pictures of both domains
 
     def tests_ahead(self, scores_unseen: bool) -> bool:
@@ -90,6 +91,27 @@ class Pair(Targets):
     def measures(self, s: State, scores_unseen: bool) -> metrics.Measures:
         """The metrics of adaptation."""
         return metrics.adaptation(s.correct, s.total, s.has_baseline_row, s.confusion, scores_unseen)
+
+
+class Online(Protocol):
+    """One stream without boundaries; each class is a test experience, and is tested once its images have come."""
+
+    name = "no boundaries"
+    new_classes = True
+    counts_tasks = False
+    only_seen = True
+
+    def tested_after(self, index: int, tests: Sequence[Experience], scores_unseen: bool) -> Sequence[Experience]:
+        """Every class; the loop leaves out those that have not come."""
+        return tests
+
+    def tests_ahead(self, scores_unseen: bool) -> bool:
+        """Never: no class has come."""
+        return False
+
+    def measures(self, s: State, scores_unseen: bool) -> metrics.Measures:
+        """The accuracy at the end, and its mean over the stream."""
+        return metrics.online(s.correct, [row["correct"] for row in s.anytime], s.total)
 
 
 PROTOCOLS: dict[str, Protocol] = {
