@@ -48,14 +48,22 @@ def cpu_has_bf16() -> bool:
 
 @contextlib.contextmanager
 def torch_settings(threads: int | None) -> Iterator[None]:
-    """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after."""
+    """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after.
+
+    On NVIDIA's GPUs, float32 is IEEE's: neither matrix products nor convolutions are in TF32 (torch's default for the
+    latter), so that --precision fp32 is comparable with a CPU. bfloat16 is what makes them fast.
+    """
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filled = MEMORY.fill_uninitialized_memory
+    convolutions: Any = torch.backends.cudnn  # its types do not have this setting
+    precisions = [(each, each.fp32_precision) for each in (torch.backends.cuda.matmul, convolutions.conv)]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.use_deterministic_algorithms(True)
         MEMORY.fill_uninitialized_memory = False  # each buffer would be written twice
+        for each, _ in precisions:
+            each.fp32_precision = "ieee"
         if threads is not None:
             torch.set_num_threads(threads)
         try:
@@ -63,6 +71,8 @@ def torch_settings(threads: int | None) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(deterministic)
             MEMORY.fill_uninitialized_memory = filled
+            for each, precision in precisions:
+                each.fp32_precision = precision
             torch.set_num_threads(before)
 
 

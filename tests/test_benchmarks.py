@@ -45,6 +45,12 @@ def test_the_quick_benchmarks_run():
 
 
 @pytest.mark.slow
+def test_the_benchmark_for_gpus_works_on_a_cpu():
+    lines = call(ROOT / "tests/benchmarks/gpu.py", "--tiny", "--device", "cpu").splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["plain,", "plain,", "clsim"]
+
+
+@pytest.mark.slow
 def test_growth_has_a_table_and_a_picture(tmp_path):
     picture = tmp_path / "growth.png"
     lines = call(ROOT / "tests/benchmarks/growth.py", "--quick", "--only", "seeds", "--out", picture).splitlines()

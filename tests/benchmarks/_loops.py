@@ -14,10 +14,12 @@ from clsim.runner import Job
 from clsim.strategy import Strategy
 
 
-def begun(strategy: Strategy, backbone: Backbone, benchmark: Benchmark, precision: str = "auto") -> Loop:
-    """The loop of a run on the CPU that has begun its first experience and has taken no step: learner and optimizer are
-    made, and nothing is recorded or saved. "auto" is bfloat16 where the processor has it."""
-    (wanted,) = config.plan({"device": "cpu", "precision": precision}, {})
+def begun(
+    strategy: Strategy, backbone: Backbone, benchmark: Benchmark, precision: str = "auto", device: str = "cpu"
+) -> Loop:
+    """The loop of a run that has begun its first experience and has taken no step: learner and optimizer are made, and
+    nothing is recorded or saved. "auto" is bfloat16 where the device has it."""
+    (wanted,) = config.plan({"device": device, "precision": precision}, {})
     job = Job(wanted, "", Path(), strategy, [], benchmark, backbone, "")
     learner, bank_tower = job.learner()
     experience = strategy.experiences(benchmark.train_stream)[0]
