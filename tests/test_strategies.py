@@ -304,7 +304,7 @@ def test_joint_learns_once_and_reports_the_final_row_only(tmp_path, finished):
 
 
 def test_methods_on_features_leave_images_alone(tmp_path, prepare):
-    for name in ("linear", "ncm", "zero_shot"):
+    for name in ("linear", "ncm", "slda", "zero_shot"):
         assert prepare(name, tmp_path).strategy.reads() == {"features"}
 
 
