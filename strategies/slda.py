@@ -41,7 +41,7 @@ class Discriminant(nn.Module):
         return within / self.classes.counts.sum().clamp(min=1)
 
     def solve(self) -> None:
-        """Compute weights and biases from the sums: section 3 of the paper."""
+        """Compute weights and biases from the sums."""
         means, shrunk = self.classes.means, (1 - self.shrinkage) * self.covariance()
         shrunk.diagonal().add_(self.shrinkage)
         self.weight.copy_(torch.linalg.solve(shrunk, means.T).T)

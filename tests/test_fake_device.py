@@ -36,6 +36,7 @@ TRAINED = [
     for name in plugins.names("strategies")
     if has_gradients(name)
 ]
+FIRST_SESSION = {"aper", "ranpac"}  # they take steps in the first of three experiences
 OF_TENSORS = {"labels", "images", "features", "domains"}
 
 
@@ -249,9 +250,10 @@ def counted_run(finished, monkeypatch):
     for method in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero"):
         monkeypatch.setattr(torch.Tensor, method, counted(getattr(torch.Tensor, method)))
 
-    def run(*args, **given):
-        run = finished(*args, **given)
-        assert len(run.events["step"]["loss"]) == 9 and np.isfinite(run.events["step"]["loss"]).all()
+    def run(name, *args, **given):
+        run = finished(name, *args, **given)
+        steps = 3 if name in FIRST_SESSION else 9
+        assert len(run.events["step"]["loss"]) == steps and np.isfinite(run.events["step"]["loss"]).all()
         return calls
 
     # an optimizer counts its steps on the host

@@ -27,6 +27,23 @@ class LinearHead(nn.Linear):
             return super().forward(features.float())
 
 
+class CosineHead(nn.Module):
+    """Cosine to learned class vectors, times a learned scale, in float32 for every precision of the tower."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        """The vectors start uniform up to 1/sqrt(D), the scale at 1."""
+        super().__init__()
+        bound = in_features**-0.5
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,D) features -> (B,K) logits."""
+        with torch.autocast(features.device.type, enabled=False):
+            unit = nn.functional.normalize
+            return self.scale * nn.functional.linear(unit(features.float(), dim=1), unit(self.weight, dim=1))
+
+
 NO_IMAGES = -1e30  # logit of a class without images where logits have no bound: lower than all others, and finite
 
 
