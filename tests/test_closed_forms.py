@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
@@ -16,6 +17,7 @@ from clsim.outputs import as_outputs
 from clsim.parts.first_session import AdaptFormer
 from clsim.parts.heads import NO_IMAGES, CosineHead
 from clsim.parts.ridge import PENALTIES, RidgeHead
+from clsim.strategies.fecam import FeCam, MahalanobisHead
 from clsim.strategies.slda import Discriminant, Slda
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -260,3 +262,52 @@ def test_aper_has_the_means_of_both_towers_features(tmp_path, finished):
         both = torch.cat([features, learner.images(Batch(images))], dim=1)
         expected = torch.nn.functional.cosine_similarity(both[:, None], means.float()[None], dim=-1)
         assert torch.allclose(learner(Batch(images, features)).logits, expected, atol=1e-5)
+
+
+# fecam
+
+
+def unit(features):
+    return torch.nn.functional.normalize(features.double(), dim=1)
+
+
+@pytest.mark.parametrize("shrinkage", [(1.0, 0.0), (0.5, 1.0), (100.0, 100.0)])
+def test_fecam_is_the_mahalanobis_distance_of_scipy(rows, shrinkage):
+    features, labels = rows
+    diagonal, off_diagonal = shrinkage
+    head = MahalanobisHead(8, 5, diagonal, off_diagonal)
+    for chosen in torch.randperm(120, generator=torch.Generator().manual_seed(0)).split(50):
+        head.add(features[chosen], labels[chosen])
+    with torch.no_grad():
+        logits = head.eval()(features)
+    assert (logits[:, 1] == NO_IMAGES).all()
+    for c in (0, 2, 3, 4):
+        own, outside = unit(features[labels == c]).numpy(), ~np.eye(8, dtype=bool)
+        covariance = np.cov(own.T)
+        shrunk = covariance + diagonal * np.eye(8) * covariance.diagonal().mean()
+        shrunk += off_diagonal * outside * covariance[outside].mean()
+        correlation = shrunk / np.sqrt(np.outer(shrunk.diagonal(), shrunk.diagonal()))
+        np.testing.assert_allclose(head.correlations(c), correlation, rtol=1e-9, atol=1e-12)
+        inverse, mean = np.linalg.inv(correlation), own.mean(axis=0)
+        expected = [-(mahalanobis(row, mean, inverse) ** 2) for row in unit(features).numpy()]
+        np.testing.assert_allclose(logits[:, c], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fecam_by_hand():
+    """Unit features (1, 0) and (0, 1): variances 1/2, covariance -1/2; shrunk to 1 and -1/2."""
+    head = MahalanobisHead(2, 3, diagonal=1.0, off_diagonal=0.0)
+    head.add(torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 4.0]]), torch.tensor([0, 0, 2]))
+    assert torch.allclose(head.correlations(0), torch.tensor([[1.0, -0.5], [-0.5, 1.0]]).double())
+    assert torch.equal(head.correlations(2), torch.eye(2).double()), "one image has no variance"
+    # (1, 0) is (1/2, -1/2) from the mean of class 0; the inverse is [[4, 2], [2, 4]] / 3: 1/3. (0, 1) is 2 away
+    with torch.no_grad():
+        assert torch.allclose(head.eval()(torch.tensor([[7.0, 0.0]])), torch.tensor([[-1 / 3, NO_IMAGES, -2.0]]))
+
+
+def test_fecam_counts_a_matrix_for_each_class(tmp_path, finished):
+    run = finished("fecam", tmp_path)
+    width = run._predictor.learner.head.second.shape[1]
+    assert run.summary["cost"]["stored_parameters"] == 6 * width**2 + 6 * width + 6
+    for fields in ({"diagonal": 0.0}, {"off_diagonal": -1.0}):
+        with pytest.raises(ValueError, match="diagonal must be"):
+            FeCam(**fields)
