@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from clsim import Backbone, ExperienceInfo, Outputs, State, Step, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.data.batches import Batch
-from clsim.parts.exemplars import herding
+from clsim.parts.exemplars import ExemplarSets, unit_features
 from clsim.parts.heads import LinearHead, PrototypeHead
 from clsim.parts.lwf import distillation
 from clsim.parts.regularisers import trained
@@ -55,14 +54,13 @@ class ICarl(Finetune):
         self.at_least(0, "per_class")
         if self.mask == "current":
             raise ValueError("mask=current would leave out the classes of the exemplars")
-        self.kept: dict[int, list[int]] = {}  # class -> rows of its exemplars, in the order of their choice
+        self.exemplars = ExemplarSets()
         self.before: dict[str, Tensor] = {}  # in training: the weights before the experience
-        self.stored = 0
 
     @property
     def stored_bytes(self) -> int:
         """Uncompressed bytes of the exemplars."""
-        return self.stored
+        return self.exemplars.stored_bytes
 
     def unused(self, info: StreamInfo) -> dict[str, str]:
         found = {"memory": "per_class is given"} if self.per_class else {}
@@ -72,19 +70,14 @@ class ICarl(Finetune):
     def build(self, backbone: Backbone, info: StreamInfo) -> nn.Module:
         return ExemplarMeans(backbone.image.requires_grad_(), info.num_classes)
 
-    @property
-    def exemplars(self) -> NDArray[np.int64]:
-        """(m,) rows of all exemplars, ascending."""
-        return np.sort(np.array([row for own in self.kept.values() for row in own], dtype=np.int64))
-
     def epochs_for(self, experience: ExperienceInfo) -> int:
         return self.epochs  # and `fit` after them
 
     def rows_for(self, s: State) -> NDArray[np.int64]:
-        return np.union1d(s.experience.rows, self.exemplars)
+        return np.union1d(s.experience.rows, self.exemplars.rows)
 
     def before_training_exp(self, s: State) -> None:
-        if self.kept:
+        if self.exemplars.kept:
             self.before = {name: p.detach().clone() for name, p in trained(s.learner).items()}
 
     def loss(self, s: Step) -> Tensor:
@@ -106,31 +99,16 @@ class ICarl(Finetune):
         return s.forward(s.batch, self.before)
 
     def fit(self, s: State) -> None:
-        table, rows = s.experience.table, s.experience.rows
-        share = self.per_class or max(1, self.memory // len(s.seen))
-        for c in s.experience.classes:
-            own = rows[table.labels[rows] == c]
-            self.kept[c] = own[herding(torch.cat([f for f, _ in self._unit_features(s, own)]), share)].tolist()
-        self.kept = {c: own[:share] for c, own in self.kept.items()}
-        self.stored, self.before = table.bytes_of(self.exemplars), {}
+        self.exemplars.update(s, self.per_class or max(1, self.memory // len(s.seen)))
+        self.before = {}
         means = s.learner_as(ExemplarMeans).means
         means.sums.zero_()
         means.counts.zero_()
-        for features, labels in self._unit_features(s, self.exemplars):
-            means.add(features, labels)
-
-    def _unit_features(self, s: State, rows: NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
-        """Batches of (B,D) features of unit length and (B,) labels of these rows."""
-        found = []
-        for batch in s.clean_batches(rows):
-            features = s.outputs(batch).features
-            assert features is not None
-            found.append((normalize(features.float(), dim=1), batch.known_labels))
-        return found
+        means.add(*unit_features(s, self.exemplars.rows))
 
     def state(self) -> dict[str, Any]:
-        return {"kept": dict(self.kept), "before": dict(self.before), "stored": self.stored}
+        return {"exemplars": self.exemplars.state(), "before": dict(self.before)}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.kept = {c: list(rows) for c, rows in state["kept"].items()}
-        self.before, self.stored = dict(state["before"]), state["stored"]
+        self.exemplars.load(state["exemplars"])
+        self.before = dict(state["before"])

@@ -21,6 +21,8 @@ class RanPac(Aper):
     after each experience the classifier is computed from sums over all images so far. The penalty is chosen in each
     experience on a fifth of its training images. The paper has 10,000 random features; time and memory grow with their
     square. Presets `official` and `official_imagenet_r` are the settings of the authors' code for these data sets.
+    Their tables have a last accuracy of 92.2 on Split CIFAR-100 in 10 experiences with ViT-B/16 of ImageNet-21k, and of
+    89.0 without phase 1.
     """
 
     projections: int = 2000  # random features; 0: no projection

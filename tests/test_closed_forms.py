@@ -311,3 +311,22 @@ def test_fecam_counts_a_matrix_for_each_class(tmp_path, finished):
     for fields in ({"diagonal": 0.0}, {"off_diagonal": -1.0}):
         with pytest.raises(ValueError, match="diagonal must be"):
             FeCam(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "idle", "used"),
+    [
+        ("aper", {"tuner": "ssf"}, {"bottleneck", "prompt_length"}, {"lr", "crop_min"}),
+        ("aper", {"tuner": "vpt_deep"}, {"bottleneck"}, {"prompt_length", "lr"}),
+        ("ranpac", {"tuner": "none"}, {"bottleneck", "prompt_length", "lr", "crop_min"}, {"projections", "penalty"}),
+        ("slda", {}, {"lr", "optimizer"}, {"shrinkage"}),
+        ("fecam", {}, {"lr", "optimizer"}, {"diagonal", "off_diagonal"}),
+        ("gdumb", {"restarts": True}, {"schedule", "warmup_lr"}, {"lr", "cutmix", "memory"}),
+        ("icarl", {"per_class": 3}, {"memory", "mask"}, {"per_class", "lr"}),
+        ("icarl", {"distil": "kd"}, set(), {"memory", "mask", "label_smoothing"}),
+    ],
+)
+def test_fields_that_change_nothing_are_known(name, fields, idle, used, tmp_path, prepare):
+    job = prepare(name, tmp_path, **fields)
+    unused = job.strategy.unused(job.benchmark.info)
+    assert idle <= set(unused) and not used & set(unused)

@@ -11,8 +11,10 @@ import torch
 from clsim.backbones.load import load_backbone
 from clsim.data.batches import Batch
 from clsim.data.transforms import Augmentation
+from clsim.errors import RunFailed
 from clsim.events import Part, State, Step
 from clsim.parts.exemplars import balanced, herding
+from clsim.parts.herding import Herding
 from clsim.strategies.gdumb import GDumb, Restarting
 from clsim.strategies.icarl import ICarl
 from clsim.tools import Tools
@@ -164,7 +166,7 @@ def test_cutmix_is_for_a_share_of_the_batches_and_of_the_image(step):
 
 def moved(strategy, s):
     """The strategy, the step after a change of the head, and the logits before it."""
-    strategy.kept = {0: [0]}
+    strategy.exemplars.kept = {0: [0]}
     strategy.before_training_exp(s.run)
     with torch.no_grad():
         s.learner.head.weight.mul_(-2.0)
@@ -198,11 +200,11 @@ def test_icarl_learns_new_images_and_all_exemplars_and_classifies_by_their_means
     loop = make_loop("icarl", parts=[spy], memory=13)
     loop.run()
     strategy, stream, table = loop.strategy, loop.benchmark.train_stream, loop.benchmark.train_table
-    assert {c: len(rows) for c, rows in strategy.kept.items()} == dict.fromkeys(range(6), 2)
+    assert {c: len(rows) for c, rows in strategy.exemplars.kept.items()} == dict.fromkeys(range(6), 2)
     assert spy.rows[0] == {*stream[0].rows.tolist()}
     # after one experience 6 of each class, after two 3 of each: 12 images, then 12 and 12, then 12 and 12
     assert [len(rows) for rows in spy.rows] == [12, 24, 24] and {*stream[2].rows.tolist()} < spy.rows[2]
-    assert strategy.stored_bytes == table.bytes_of(strategy.exemplars) and not strategy.before
+    assert strategy.stored_bytes == table.bytes_of(strategy.exemplars.rows) and not strategy.before
     learner = loop.state.learner.eval()
 
     def unit(rows):
@@ -212,15 +214,15 @@ def test_icarl_learns_new_images_and_all_exemplars_and_classifies_by_their_means
 
     for c in stream[2].classes:  # those of earlier classes were chosen by earlier weights
         own = stream[2].rows[stream[2].labels == c]
-        assert strategy.kept[c] == own[herding(unit(own), 2)].tolist()
-    means = torch.stack([unit(strategy.kept[c]).mean(dim=0) for c in range(6)])
+        assert strategy.exemplars.kept[c] == own[herding(unit(own), 2)].tolist()
+    means = torch.stack([unit(strategy.exemplars.kept[c]).mean(dim=0) for c in range(6)])
     assert torch.allclose(learner.means.means.float(), means, atol=1e-5), "of all classes, under the current weights"
 
 
 def test_icarl_keeps_as_many_of_each_class_as_asked(make_loop):
     loop = make_loop("icarl", per_class=3, epochs=1)
     loop.run()
-    assert {len(rows) for rows in loop.strategy.kept.values()} == {3}
+    assert {len(rows) for rows in loop.strategy.exemplars.kept.values()} == {3}
 
 
 @pytest.mark.parametrize("cls", [GDumb, ICarl])
@@ -240,3 +242,50 @@ def test_a_restarted_learner_has_its_first_tower():
         learner.restart()
         assert torch.equal(learner(replace(batch)).features, first.features)
         assert not torch.equal(learner(batch).logits, first.logits)
+
+
+# --with herding
+
+
+def test_herding_replays_exemplars_of_earlier_classes(make_loop):
+    part, spy = Herding(size=8), Learned()
+    loop = make_loop("linear", parts=[part, spy], epochs=1)
+    loop.run()
+    stream, table = loop.benchmark.train_stream, loop.benchmark.train_table
+    assert {c: len(rows) for c, rows in part.exemplars.kept.items()} == dict.fromkeys(range(6), 1)
+    assert part.stored_bytes == 6 * table.bytes_of(np.arange(1))
+    for c in stream[2].classes:
+        own = stream[2].rows[stream[2].labels == c]
+        features = torch.nn.functional.normalize(loop.state.features(own), dim=1)
+        assert part.exemplars.kept[c] == own[herding(features, 1)].tolist()
+
+
+def test_replayed_exemplars_are_as_many_as_images_of_the_stream(make_loop):
+    class Replayed(Part):
+        def __init__(self):
+            self.seen = []
+
+        def before_forward(self, s):
+            self.seen.append((len(s.batch), s.batch.replayed, {*s.batch.labels[len(s.rows) :].tolist()}))
+
+    spy = Replayed()
+    loop = make_loop("linear", parts=[Herding(size=6, per_class=True), spy], epochs=1)
+    loop.run()
+    stream = loop.benchmark.train_stream
+    assert spy.seen[:3] == [(4, 0, set())] * 3
+    assert all((size, count) == (8, 4) and classes <= {*stream[0].classes} for size, count, classes in spy.seen[3:6])
+    assert all(count == 4 for _, count, _ in spy.seen[6:])
+
+
+def test_a_run_with_herding_resumes_and_wants_features(tmp_path, broken_off, finished, same_run, make_loop):
+    whole = finished("linear", tmp_path / "whole", **{"with": ["herding:6"]})
+    broken_off(12, lambda: finished("linear", tmp_path / "broken", checkpoint_minutes=0, **{"with": ["herding:6"]}))
+    same_run(finished("linear", tmp_path / "broken", checkpoint_minutes=0, **{"with": ["herding:6"]}), whole)
+    assert whole.summary["cost"]["memory_bytes"] == 6 * 3 * 8 * 8
+    loop = make_loop("linear", parts=[Herding()], epochs=1)
+    forward = loop.state.learner.forward
+    loop.state.learner.forward = lambda batch: forward(batch).logits
+    with pytest.raises(RunFailed, match="herding needs features: Headed returns no Outputs with them"):
+        loop.run()
+    with pytest.raises(ValueError, match="at least 1 image"):
+        Herding(size=0)
