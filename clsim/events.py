@@ -52,6 +52,7 @@ CALLED: dict[str, tuple[str, ...]] = {
     "build": ("backbone", "info"),
     "begin": ("learner", "experience"),
     "epochs_for": ("experience",),
+    "rows_for": ("s",),
     "experiences": ("stream",),
     "reads": (),
     "parts": (),

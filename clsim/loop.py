@@ -119,6 +119,8 @@ class Loop:
         s, strategy = self.state, self.strategy
         s.current = experience
         passes = self._passes(experience)
+        if passes:
+            s.current = experience = replace(experience, rows=strategy.rows_for(s))
         if experience.boundary:
             s.seen = tuple(sorted({*s.seen, *experience.classes}))
         whole, rest = divmod(len(experience.rows), strategy.batch_size)

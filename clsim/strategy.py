@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clsim import checked, field_reads
@@ -138,7 +140,9 @@ class Strategy(Part):
         works without boundaries has an attribute `needs_boundaries = False`.
         """
         own = type(self)
-        life_cycle = any(getattr(own, name) is not getattr(Strategy, name) for name in ("begin", "epochs_for", "fit"))
+        life_cycle = any(
+            getattr(own, name) is not getattr(Strategy, name) for name in ("begin", "epochs_for", "rows_for", "fit")
+        )
         handlers = any(hasattr(own, name) for name in ("before_training_exp", "after_training_exp"))
         return self.mask == "current" or life_cycle or handlers or any(map(waits_for_boundaries, self.parts()))
 
@@ -163,6 +167,14 @@ class Strategy(Part):
     def epochs_for(self, experience: ExperienceInfo) -> int:
         """Passes over this experience; 0: no gradient steps. By default `epochs`, or 0 if only `fit` is overridden."""
         return self.epochs if self.has_gradients else 0
+
+    def rows_for(self, s: State) -> NDArray[np.int64]:
+        """(n,) rows of the training table that an experience's epochs learn: by default those of `s.experience`.
+
+        Exemplars of earlier classes may be added, or a memory may take their place. From then on `s.experience` has
+        these rows. A resumed run calls it again in the middle of the experience, and it must return the same.
+        """
+        return s.experience.rows
 
     def fit(self, s: State) -> None:
         """Learn without gradients, after the epochs of an experience, from `s.clean_batches()`.

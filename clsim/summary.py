@@ -79,7 +79,7 @@ def costs(loop: Loop, backbone: Backbone) -> dict[str, float | int | None]:
     """
     learner, spent = loop.state.learner, loop.cost
     kept = learner_state(learner).values()
-    memory = sum(part.stored_bytes for part in loop.parts)
+    memory = sum(part.stored_bytes for part in (loop.strategy, *loop.parts))
     return {
         "seconds_training": spent.seconds_training,
         "seconds_evaluation": spent.seconds_evaluation,

@@ -43,7 +43,7 @@ INHERITED = {
     "feature_views",
     "expanded",
     *("tune", "texts", "adapt"),
-    *("forward", "build", "begin", "epochs_for", "reads", "parts", "experiences", "loss", "fit", "caveats"),
+    *("forward", "build", "begin", "epochs_for", "rows_for", "reads", "parts", "experiences", "loss", "fit", "caveats"),
     "unused",
     *("learning_rate", "learning_rate_at", "configure_optimizer", "parameter_groups", "needs_boundaries"),
     *("state", "load", "stored_bytes", "variant"),

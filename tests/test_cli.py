@@ -134,7 +134,7 @@ def test_several_runs_end_with_one_table(runner: Any, monkeypatch: pytest.Monkey
         ),
         (["run", "--strategy", "ncm", "--with", "er:"], "error: --with 'er:': write er:SIZE or er,size=VALUE"),
         (["run", "--with", "der:1::5"], "error: --with der:1::5: write der:ALPHA:BETA:SIZE or der,alpha=VALUE"),
-        (["show", "nothing"], "domainnet, dualprompt, er, er_per_class, ewc, finetune,"),
+        (["show", "nothing"], "domainnet, dualprompt, er, er_per_class, ewc, fecam, finetune,"),
         (["show", "er_per_clas"], "(did you mean 'er_per_class'?)"),
         (["run", "train_per_class=3"], "write scenario.train_per_class=3"),
         (["run", "--sed", "0"], "no option '--sed' (did you mean '--seed'?)"),
@@ -424,7 +424,7 @@ def test_a_configuration_of_absurd_size_is_refused(
 
 
 def test_far_names_are_not_proposed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", "nothing"]) == 2
+    assert cli.main(["show", "quux"]) == 2
     assert "did you mean" not in capsys.readouterr().err
 
 

@@ -392,6 +392,8 @@ def test_without_boundaries_a_run_resumes_anywhere_and_may_be_watched(
     [
         ("coda_prompt", {}, "coda_prompt"),
         ("ncm", {}, "ncm"),
+        ("slda", {}, "slda"),
+        ("gdumb", {}, "gdumb"),
         ("finetune", {"mask": "current"}, "finetune"),
         ("linear", {"with": "lwf:1"}, "Lwf"),
     ],

@@ -27,8 +27,28 @@ class LinearHead(nn.Linear):
             return super().forward(features.float())
 
 
-class PrototypeHead(nn.Module):
-    """Cosine to the mean feature of each class; a class without images gets a lower score than all others."""
+class CosineHead(nn.Module):
+    """Cosine to learned class vectors, times a learned scale, in float32 for every precision of the tower."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        """The vectors start uniform up to 1/sqrt(D), the scale at 1."""
+        super().__init__()
+        bound = in_features**-0.5
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,D) features -> (B,K) logits."""
+        with torch.autocast(features.device.type, enabled=False):
+            unit = nn.functional.normalize
+            return self.scale * nn.functional.linear(unit(features.float(), dim=1), unit(self.weight, dim=1))
+
+
+NO_IMAGES = -1e30  # logit of a class without images where logits have no bound: lower than all others, and finite
+
+
+class ClassMeans(nn.Module):
+    """The mean feature of each class, from features that may come in any batches and in any order."""
 
     sums: Tensor
     counts: Tensor
@@ -44,9 +64,18 @@ class PrototypeHead(nn.Module):
         self.sums.index_add_(0, labels, features.double())
         self.counts += labels.bincount(minlength=len(self.counts))
 
+    @property
+    def means(self) -> Tensor:
+        """(K,D) means in float64; zero for a class without images."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+
+class PrototypeHead(ClassMeans):
+    """Cosine to the mean feature of each class; a class without images gets a lower score than all others."""
+
     def forward(self, features: Tensor) -> Tensor:
         """(B,D) -> (B,K) cosines."""
-        means = nn.functional.normalize((self.sums / self.counts.clamp(min=1)[:, None]).float(), dim=1)
+        means = nn.functional.normalize(self.means.float(), dim=1)
         with torch.autocast(features.device.type, enabled=False):
             cosine = nn.functional.normalize(features.float(), dim=1) @ means.T
         return cosine.masked_fill(self.counts == 0, -2.0)
