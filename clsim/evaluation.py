@@ -12,6 +12,7 @@ from torch import nn
 from clsim.data.batches import Batch, Loader
 from clsim.data.streams import Experience
 from clsim.outputs import as_outputs
+from clsim.parallel import World
 from clsim.tools import EVAL_BATCH
 
 
@@ -61,6 +62,20 @@ def predict_rows(
 ) -> Predicted:
     """`predict` for (n,) rows of the loader's table."""
     return predict(learner, loader.unlabelled(rows, EVAL_BATCH), allowed, autocast, loader.device, task)
+
+
+def predict_together(
+    world: World, rows: NDArray[np.int64], predict: Callable[[NDArray[np.int64]], Predicted]
+) -> Predicted:
+    """What `predict` finds for (n,) rows, of which each process predicts its part."""
+    own = world.portion(rows, EVAL_BATCH)
+    found = [each for each in world.everyone(predict(own) if len(own) else None) if each is not None]
+    tasks = [each.tasks for each in found if each.tasks is not None]
+    return Predicted(
+        np.concatenate([each.classes for each in found]),
+        all(each.finite for each in found),
+        np.concatenate(tasks) if tasks else None,
+    )
 
 
 @dataclass(frozen=True)
