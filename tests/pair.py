@@ -1,4 +1,4 @@
-"""Two processes that work together, for tests: what they do must be importable without pytest."""
+"""Processes that work together, for tests: what they do must be importable without pytest."""
 
 import os
 import pickle
@@ -14,14 +14,14 @@ from clsim.learner import learner_state
 from clsim.runner import Job
 
 
-def together(work, *given):
-    """[`work(world, *given)` in the first process, in the second]; `work` is a function of a module."""
+def together(work, *given, size=2):
+    """`work(world, *given)` in each of `size` processes; `work` is a function of a module."""
     context, found = local.server(), []
     with tempfile.TemporaryDirectory() as folder:
         members = []
-        for rank in range(2):
+        for rank in range(size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, f"file://{folder}/meet", dict(os.environ), work, given)
+            arguments = (theirs, rank, size, f"file://{folder}/meet", dict(os.environ), work, given)
             member = context.Process(target=_serve, args=arguments)
             with local.without_main():
                 member.start()
@@ -37,11 +37,11 @@ def together(work, *given):
     return found
 
 
-def _serve(driver, rank, place, environment, work, given):
+def _serve(driver, rank, size, place, environment, work, given):
     os.environ |= environment
     torch.set_num_threads(1)
     try:
-        with parallel.joined(rank, 2, place) as world:
+        with parallel.joined(rank, size, place) as world:
             answer = work(world, *given)
     except BaseException:
         answer = traceback.format_exc()

@@ -120,7 +120,12 @@ class Pools(nn.Module):
         return self.layers(x)
 
 
-def gradients(world, count):
+def gradients(world, counts):
+    """`gradient` for batches of several sizes."""
+    return [gradient(world, count) for count in counts]
+
+
+def gradient(world, count):
     """The value, the gradients and the buffers after a loss that looks across the batch, with a penalty on a weight."""
     torch.manual_seed(0)
     x, learner, share = torch.randn(count, 3, dtype=torch.float64), Pools(), world.share(count)
@@ -136,11 +141,12 @@ def gradients(world, count):
 
 @pytest.mark.slow
 def test_gradients_are_those_of_one_process():
-    for count in (6, 5, 3):
-        alone = gradients(parallel.World(), count)
-        for both in zip(alone, *pair.together(gradients, count), strict=True):
-            for value in both[1:]:
-                torch.testing.assert_close(value, both[0], rtol=1e-12, atol=1e-12)
+    counts = (7, 6, 5, 3, 2)
+    alone = gradients(parallel.World(), counts)
+    for size in (2, 3):
+        for found in pair.together(gradients, counts, size=size):
+            for ours, theirs in zip(found, alone, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def mixed(world):
