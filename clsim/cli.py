@@ -7,12 +7,13 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from clsim import openmp
-from clsim.errors import RequestError, RunFailed, unknown
+from clsim.errors import PeerLost, RequestError, RunFailed, unknown
 from clsim.options import ENGINES, OPTIONS, flag, require_utf8
 from clsim.terminal import forgiving
 from clsim.version import VERSION
@@ -36,25 +37,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except RequestError as error:
-        print(f"clsim: error: {_one_line(error)}", file=sys.stderr)
-        return MISTAKE
+        return _ended(MISTAKE, f"error: {_one_line(error)}")
     except BrokenPipeError:  # `clsim list | head` closes the pipe early; Python must not flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except MemoryError as error:
-        print(f"clsim: failed: there is not enough memory {_one_line(error)}".rstrip(), file=sys.stderr)
-        return FAILED
+        return _ended(FAILED, f"failed: there is not enough memory {_one_line(error)}".rstrip())
     except (RunFailed, OSError) as error:  # a full disk, a file that may not be read
-        print(f"clsim: failed: {_one_line(error)}", file=sys.stderr)
-        return FAILED
+        return _ended(FAILED, f"failed: {_one_line(error)}", later=isinstance(error, PeerLost))
     except KeyboardInterrupt:
-        print("clsim: interrupted; repeat the same command to resume", file=sys.stderr)
+        if not _rank():
+            print("clsim: interrupted; repeat the same command to resume", file=sys.stderr)
         if argv is None:  # a program of its own: taking down the interpreter may take seconds, and changes the status
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             sys.stderr.flush()
             os._exit(INTERRUPTED)
         return INTERRUPTED
+
+
+def _ended(status: int, text: str, later: bool = False) -> int:
+    """Print why the command ends; returns the status. Of torchrun's processes only one prints: it ends those that wait.
+
+    `later`: another process knows the reason.
+    """
+    if _torchrun() and (later or _rank()):
+        time.sleep(2.0)
+    print(f"clsim: {text}", file=sys.stderr)
+    if _torchrun():  # at once: taking down an interpreter with torch takes seconds
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _one_line(error: Exception) -> str:
@@ -90,6 +103,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
     _add_options(run, OPTIONS)
+    what = "GPUs of this machine, or processes with --device cpu, that work on one run together (default 1)"
+    run.add_argument("--devices", metavar="N", help=what)
     run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
     run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
     run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
@@ -200,6 +215,31 @@ def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[s
 
 
 def _run(given: argparse.Namespace) -> int:
+    if not _torchrun():
+        return _run_here(given)
+    if where := _engine(given):
+        raise RequestError(f"--{next(iter(where))}: torchrun has started the processes already")
+    from clsim import parallel
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.joined(_rank(), int(os.environ["WORLD_SIZE"]), "env://"))
+        if _rank():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+            given.quiet = True
+        return _run_here(given)
+
+
+def _torchrun() -> bool:
+    """Whether torchrun started this process with others, to work on one run together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _rank() -> int:
+    """The number of this process among those that torchrun started; 0 for one that it did not start."""
+    return int(os.environ.get("RANK", "0")) if _torchrun() else 0
+
+
+def _run_here(given: argparse.Namespace) -> int:
     from clsim import config, known, listing  # late, like the imports below: NumPy
 
     listing.tidy_cache(config.cache_dir())
@@ -208,11 +248,12 @@ def _run(given: argparse.Namespace) -> int:
     asked = known.request(options | engine, given.fields, given.config)
     runs = None if given.fresh or given.dry_run else known.find(asked)
     failed: list[many.Failed] = []
+    elsewhere = bool(engine.keys() - {"devices"})  # where no run prints its own table
     if runs is None:
         runs, failed = _made(given, options, engine, asked)
     elif not given.quiet:
-        known.show(runs, tables=not engine)
-    if len(runs) > 1 or (runs and engine):
+        known.show(runs, tables=not elsewhere)
+    if len(runs) > 1 or (runs and elsewhere):
         from clsim import compare
 
         print(compare.report([run.directory for run in runs]))
@@ -224,7 +265,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _engine(given: argparse.Namespace) -> dict[str, Any]:
     """The options of where runs are made, as far as they are given."""
-    where = {name: getattr(given, name) for name in ENGINES}
+    where = {name: getattr(given, name, None) for name in ENGINES}
     return {name: ENGINES[name](value, f"--{name}") for name, value in where.items() if value is not None}
 
 
@@ -236,13 +277,16 @@ def _made(
 
     configs = config.plan(options, given.fields, None if given.config is None else Path(given.config))
     from clsim import runner  # late: torch, which a mistake in the request does not need
-    from clsim.engines import many
+    from clsim.engines import devices, many
 
-    engine = many.How(**where).engine(configs)
+    place = many.How(**where)
+    engine = place.engine(configs)
     if engine is not None:
         configs = many.with_threads(configs, engine)
     how = {"fresh": given.fresh, "quiet": given.quiet}
-    if engine is None or given.dry_run:
+    if place.devices > 1 and not given.dry_run:
+        runs, failed = devices.run_all(configs, place.devices, **how), list[many.Failed]()
+    elif engine is None or given.dry_run:
         runs, failed = runner.run_all(configs, **how, dry_run=given.dry_run), list[many.Failed]()
     else:
         runs, failed = many.run_all(configs, engine, **how)

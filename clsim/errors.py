@@ -22,6 +22,10 @@ class RunFailed(RuntimeError):
     """
 
 
+class PeerLost(RunFailed):
+    """Another of the processes that work on a run together has ended."""
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known name that is like `name`, at best but for case; empty if none is."""
     names = list(known)

@@ -12,6 +12,7 @@ from torch import nn
 from clsim.data.batches import Batch, Loader
 from clsim.data.streams import Experience
 from clsim.outputs import as_outputs
+from clsim.parallel import World
 from clsim.tools import eval_batch
 
 
@@ -62,6 +63,20 @@ def predict_rows(
     """`predict` for (n,) rows of the loader's table."""
     batches = loader.unlabelled(rows, eval_batch(loader.reads))
     return predict(learner, batches, allowed, autocast, loader.device, task)
+
+
+def predict_together(
+    world: World, rows: NDArray[np.int64], size: int, predict: Callable[[NDArray[np.int64]], Predicted]
+) -> Predicted:
+    """What `predict` finds for (n,) rows, of which each process predicts its part, in whole batches of `size`."""
+    own = world.portion(rows, size)
+    found = [each for each in world.everyone(predict(own) if len(own) else None) if each is not None]
+    tasks = [each.tasks for each in found if each.tasks is not None]
+    return Predicted(
+        np.concatenate([each.classes for each in found]),
+        all(each.finite for each in found),
+        np.concatenate(tasks) if tasks else None,
+    )
 
 
 @dataclass(frozen=True)

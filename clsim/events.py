@@ -268,7 +268,11 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        """The images: the stream's, then the replayed ones."""
+        """The images: the stream's, then the replayed ones.
+
+        With several processes (clsim/parallel.py) `images` are those of this process's share; all else is of the whole
+        batch, as are `outputs`.
+        """
         return _there(self._batch, "batch before before_forward")
 
     @batch.setter

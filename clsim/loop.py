@@ -8,6 +8,7 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clsim import checked, metrics, rng
@@ -16,12 +17,12 @@ from clsim.data.batches import Loader
 from clsim.data.protocols import Protocol
 from clsim.data.streams import Benchmark, Experience
 from clsim.errors import RunFailed
-from clsim.evaluation import groups, predict_rows
+from clsim.evaluation import Predicted, Together, groups, predict_rows, predict_together
 from clsim.events import Part, State, Step
 from clsim.learner import begin
 from clsim.parts.regularisers import trained
 from clsim.strategy import Strategy
-from clsim.tools import Tools
+from clsim.tools import Tools, eval_batch
 
 
 @dataclass
@@ -168,6 +169,7 @@ class Loop:
 
     def _epochs(self, experience: Experience, passes: int, per_epoch: int, single: bool) -> None:
         s = self.state
+        self.tools.world.prepare(type(self.strategy).__name__, s.learner)
         s.learner.train()
         while s.epoch < passes:
             self._counted_at = working_seconds()
@@ -225,7 +227,8 @@ class Loop:
             rows, replayed = np.concatenate([step.rows, step.replay]), len(step.replay)
         step.batch = self.tools.augmented(rows, replayed, "augmentation", s)
         if experience.unlabelled is not None:
-            step.batch = replace(step.batch, target=self.tools.target(experience.unlabelled, strategy.batch_size, s))
+            target = self.tools.target(experience.unlabelled, strategy.batch_size, s, step.batch)
+            step.batch = replace(step.batch, target=target)
         self._raise("before_forward", step)
         step.outputs = self.tools.outputs(step.batch)
         self._raise("after_forward", step)
@@ -233,6 +236,7 @@ class Loop:
         self._raise("before_backward", step)
         s.optimizer.zero_grad()
         step.loss.backward()
+        self.tools.world.average_gradients(s.learner.parameters())
         self._raise("after_backward", step)
         if strategy.clip_grad > 0:
             nn.utils.clip_grad_norm_((p for p in s.learner.parameters() if p.requires_grad), strategy.clip_grad)
@@ -300,9 +304,9 @@ class Loop:
         everything = self.strategy.scores_unseen or self.strategy.test_classes == "all" or not (s.trained or s.seen)
         others = tuple(range(s.info.num_classes)) if everything else s.seen
         for group in groups(columns, lambda column: self.rules.competing(column.classes, others)):
-            rows, loader, task = group.rows, self.test_loaders[group.table], group.columns[0].task_label
+            rows, task = group.rows, group.columns[0].task_label
             counts_tasks = task is None and self.rules.counts_tasks and s.info.num_experiences > 1
-            predicted = predict_rows(s.learner, loader, rows, group.classes, self.tools.autocast, task)
+            predicted = self._predicted(group, rows, task)
             if not predicted.finite:
                 names = ", ".join(column.name for column in group.columns)
                 raise RunFailed(f"the logits are not finite on {names} {self._after()}; the last checkpoint is kept")
@@ -320,6 +324,15 @@ class Loop:
                     self._raise("after_eval_exp", s)
         return row, tasks if detected else None
 
+    def _predicted(self, group: Together, rows: NDArray[np.int64], task: int | None) -> Predicted:
+        """The predictions for the (n,) rows of a group."""
+        loader = self.test_loaders[group.table]
+
+        def predict(own: NDArray[np.int64]) -> Predicted:
+            return predict_rows(self.state.learner, loader, own, group.classes, self.tools.autocast, task)
+
+        return predict_together(self.tools.world, rows, eval_batch(loader.reads), predict)
+
     def _check_weights(self) -> None:
         """Raises RunFailed if a weight is not finite: a step may spoil weights while its own loss was fine."""
         weights = trained(self.state.learner)
@@ -329,6 +342,7 @@ class Loop:
         wrong = [name for name, fine in zip(weights, finite, strict=True) if not fine]
         if wrong:
             raise RunFailed(f"{wrong[0]} is not finite {self._after()}; the last checkpoint is kept. Try a smaller lr")
+        self.tools.world.require_same(weights | dict(self.state.learner.named_buffers()))
 
     def _after(self) -> str:
         """Where the run is, for messages."""

@@ -283,7 +283,12 @@ OPTIONS: dict[str, Option] = {
     )
 }
 # where runs are made: options of a command, and not of its runs, so that no file and no hash of a run has them
-ENGINES: dict[str, Checker] = {"jobs": jobs, "ray": address, "slurm": settings}
+ENGINES: dict[str, Checker] = {
+    "jobs": jobs,
+    "devices": between(1, MOST_JOBS, int),
+    "ray": address,
+    "slurm": settings,
+}
 HASHED = tuple(each.name for each in OPTIONS.values() if each.hashed)
 PATHS = tuple(each.name for each in OPTIONS.values() if each.is_path)
 # not among the compared settings: they describe the directory or the request, or have a separate column

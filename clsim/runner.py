@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checked, checkpoint, config, plugins, provenance, snapshot, summary
+from clsim import checked, checkpoint, config, parallel, plugins, provenance, snapshot, summary
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone
@@ -52,9 +52,10 @@ def run(**options: Any) -> Run | list[Run]:
 
     ``jobs=2`` runs two at a time, in processes of their own (``jobs="auto"``: as many as there are cores or GPUs);
     ``ray=ADDRESS`` (True: a local cluster) and ``slurm={"partition": "gpu"}`` run elsewhere. If some fail, the others
-    are finished first; then RunFailed is raised, with the last lines of each failure.
+    are finished first; then RunFailed is raised, with the last lines of each failure. ``devices=2`` makes one run after
+    the other, each on two processes with a GPU of their own.
     """
-    from clsim.engines import many  # late: engines call this module
+    from clsim.engines import devices, many  # late: engines call this module
 
     where = {name: options.pop(name, None) for name in ENGINES}
     given = {name: value for name, value in where.items() if value is not None and value is not False}
@@ -64,7 +65,9 @@ def run(**options: Any) -> Run | list[Run]:
     known = {name: options.pop(name) for name in list(options) if name in config.OPTIONS}
     configs = config.plan(known, options, None if toml is None else Path(toml))
     engine = how.engine(configs)
-    if engine is None:
+    if how.devices > 1:
+        runs = devices.run_all(configs, how.devices, fresh=fresh, quiet=quiet)
+    elif engine is None:
         runs = run_all(configs, fresh=fresh, quiet=quiet)
     else:
         runs = many.finished(many.with_threads(configs, engine), engine, fresh, quiet)
@@ -200,6 +203,7 @@ class Job:
             why = " (it is a file)" if wanted.data_dir.exists() else ""
             raise RequestError(f"no such data directory: {wanted.data_dir}{why}")
         device, precision = settled(wanted.device, wanted.precision)
+        parallel.require_device(device)
         asked = replace(wanted, device=device, precision=precision)
         shared = shared or Shared([wanted])
         strategy, scenario, parts = wanted.make_strategy(), wanted.make_scenario(), wanted.make_parts()
@@ -224,13 +228,18 @@ class Job:
 
     def execute(self, *, fresh: bool, quiet: bool) -> Run:
         """Run or continue, or only read a finished run; then print the final table."""
-        if fresh or not self.finished:
+        world = parallel.current()
+        if world.told(fresh or not self.finished):
             made = self.learner()  # first: if the strategy raises an error, no directory is left
-            with alone_in(self.directory):
-                if fresh:
-                    clear(self.directory)
-                if not self.finished:
-                    self._run(*made, quiet)
+            if world.rank:
+                self._follow(*made, world)
+            else:
+                with alone_in(self.directory):
+                    if fresh:
+                        clear(self.directory)
+                    if world.told(not self.finished):
+                        self._run(*made, quiet)
+            world.wait()
         run = load(self.directory)
         if not quiet:
             console.report(run)
@@ -240,7 +249,9 @@ class Job:
         """A new learner and the bank's tower. Raises RequestError if backbone or stream do not fit the strategy."""
         device, bf16 = torch.device(self.config.device), self.config.precision == "bf16"
         with checked.blamed(self._named(), RequestError):
-            return build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
+            made = build_learner(self.strategy, self.backbone, self.benchmark.info, self.config.seed, device, bf16)
+        parallel.current().prepare(type(self.strategy).__name__, made[0])
+        return made
 
     def _named(self) -> dict[str, Any]:
         """The plug-ins, as errors name them."""
@@ -251,7 +262,7 @@ class Job:
         self.code = self._code()
         checkpoint.write_text(self.directory / "config.toml", self.config.to_toml())
         about = summary.environment(self.config, self.benchmark, self.weights)
-        about |= {"code": self.code, "found": self.records}
+        about |= {"code": self.code, "found": self.records, "processes": parallel.current().size}
         checkpoint.write_text(self.directory / "env.json", json.dumps(about, indent=1))
         with contextlib.ExitStack() as opened:
             shown = opened.enter_context(contextlib.closing(console.Console(self.benchmark, quiet=quiet)))
@@ -260,6 +271,18 @@ class Job:
             with checked.blamed(self._named(), RunFailed):
                 loop.run()
             self._finish(loop, journal)
+
+    def _follow(self, learner: nn.Module, bank_tower: Tower | None, world: parallel.World) -> None:
+        """In every process but the first: the same steps, and nothing is written."""
+        if not world.told(True):
+            return
+        parts = [*self.strategy.parts(), *self.parts]
+        loop = self.loop(State(learner, self.benchmark.info, self.config.seed), bank_tower, parts)
+        saved: dict[str, Any] | None = world.told(None)
+        if saved is not None:
+            snapshot.restore(loop, parts, saved)
+        with checked.blamed(self._named(), RunFailed):
+            loop.run()
 
     def _code(self) -> str:
         """The digest of clsim's code, or ``OLD+NEW`` with a warning if this run was started by other code.
@@ -288,7 +311,7 @@ class Job:
         state = State(learner, self.benchmark.info, self.config.seed)
         parts = [*self.strategy.parts(), *self.parts]
         folder = self.directory / "checkpoint"
-        saved = _saved(folder)
+        saved = parallel.current().told(_saved(folder))
         board = TensorBoard(self.directory, self.benchmark)
         where = (saved["offset"], saved.get("journal")) if saved else (0, None)
         journal = Journal(self.directory / "events.jsonl", [board], *where)

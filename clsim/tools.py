@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clsim import rng
+from clsim import parallel, rng
 from clsim.data.batches import Batch, Loader
 from clsim.data.transforms import Augmentation
 from clsim.events import State
@@ -40,6 +40,7 @@ class Tools:
     how: Augmentation
     bf16: bool
     record: Callable[[State, str, Any], None] = lambda s, name, value: None
+    world: parallel.World = field(default_factory=parallel.current)  # the processes that divide this run's batches
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision."""
@@ -47,9 +48,11 @@ class Tools:
 
     def outputs(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Outputs:
         """The learner's outputs for a batch, with float32 logits; `weights` replace its tensors by name."""
-        with self.autocast():
-            returned = self.learner(batch) if weights is None else functional_call(self.learner, dict(weights), batch)
-        outputs = as_outputs(returned)
+        own, target = batch.own(), batch.target
+        with self.autocast(), self.world.computing(self.learner, batch.share):
+            returned = self.learner(own) if weights is None else functional_call(self.learner, dict(weights), own)
+        shares = [each.share for each in (batch, target) if each is not None and each.share is not None]
+        outputs = self.world.whole(as_outputs(returned), shares)
         return replace(outputs, logits=outputs.logits.float())
 
     def clean(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
@@ -58,18 +61,23 @@ class Tools:
 
     def augmented(self, rows: NDArray[np.int64], replayed: int, name: str, s: State) -> Batch:
         """A labelled, augmented batch; the last `replayed` rows are replayed images. `name`: the random stream."""
-        batch = self.loader.train(rows, self.how, rng.generator(s.seed, name, s.step), replayed)
+        draw, share = rng.generator(s.seed, name, s.step), self.world.share(len(rows))
+        batch = self.loader.train(rows, self.how, draw, replayed, share)
         return replace(batch, task=s.experience.task_label)
 
-    def target(self, rows: NDArray[np.int64], size: int, s: State) -> Batch:
-        """An augmented batch of `size` of the (n,) unlabelled rows, from repeated shuffled passes over them."""
+    def target(self, rows: NDArray[np.int64], size: int, s: State, beside: Batch) -> Batch:
+        """An augmented batch of `size` of the (n,) unlabelled rows, from repeated shuffled passes over them.
+
+        `beside`: the labelled batch that it belongs to.
+        """
         passes, places = np.divmod(np.arange(s.step * size, (s.step + 1) * size), len(rows))
         chosen = np.empty(size, dtype=np.int64)
         for number in np.unique(passes).tolist():
             draw = rng.generator(s.seed, "target order", s.experience.index, number)
             order = torch.randperm(len(rows), generator=draw).numpy()
             chosen[passes == number] = rows[order[places[passes == number]]]
-        return self.loader.target(chosen, self.how, rng.generator(s.seed, "target augmentation", s.step))
+        draw, share = rng.generator(s.seed, "target augmentation", s.step), self.world.share(size, beside.share)
+        return self.loader.target(chosen, self.how, draw, share)
 
     def features(self, rows: NDArray[np.int64]) -> Tensor:
         """(n,D) float32 features of rows of the training table, from the bank. Raises RuntimeError without one."""

@@ -10,6 +10,7 @@ from clsim import Backbone, State, Step, StreamInfo
 from clsim.backbones.towers import Tower
 from clsim.bases import KeyedPools
 from clsim.data.batches import Batch
+from clsim.parallel import across, own
 from clsim.parts.heads import LinearHead
 from clsim.parts.prompt_pools import PoolOutputs, PromptPool, Ties, majority, query_features, votes
 
@@ -59,8 +60,9 @@ class PromptedTower(nn.Module):
         chosen = ranking.topk(self.how.top_k, dim=1).indices
         if (self.how.selection_train if self.training else self.how.selection_test) == "image":
             return chosen
-        voters = chosen.split(self.how.voters or len(chosen))
-        return torch.cat([majority(each, self.how.pool_size, self.how.vote_ties) for each in voters])
+        everyone = across(chosen)
+        voters = everyone.split(self.how.voters or len(everyone))
+        return own(torch.cat([majority(each, self.how.pool_size, self.how.vote_ties) for each in voters]))
 
 
 @dataclass(kw_only=True)

@@ -32,7 +32,7 @@ FLOORS = [
     {"parts"},
     {"backbones"},
     {"data"},
-    {"hardware", "checksums", "rundir", "checked", "hub"},
+    {"hardware", "checksums", "rundir", "checked", "hub", "parallel"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
     {"errors", "sealed", "version", "openmp", "terminal", "reads"},
 ]
@@ -49,6 +49,8 @@ INHERITED = {
     *("state", "load", "stored_bytes", "variant"),
     *("last_norm", "grid", "first_position", "about", "embed", "pool"),  # of towers
     *("for_pass", "patches", "enter", "keys_values", "branch", "linear", "norm"),  # of what tunes them
+    *("share", "prepare", "computing", "whole", "collected", "average_gradients", "portion", "everyone"),  # of a World
+    *("told", "wait", "require_same"),
     *("tests_ahead", "tested_after", "competing", "counts_confusion", "measures"),  # of protocols
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
+from clsim.parallel import Share
 
 
 class Bank(Protocol):
@@ -32,6 +33,7 @@ class Batch:
     replayed: int = 0  # number of replayed images at the end of the batch
     task: int | None = None  # only if the protocol reveals it
     target: "Batch | None" = None  # in adaptation: images of the target, without labels
+    share: Share | None = None  # with several processes, in training: which part of the batch `images` are
 
     @property
     def known_labels(self) -> Tensor:
@@ -55,12 +57,26 @@ class Batch:
         return self.features
 
     def __len__(self) -> int:
+        if self.share is not None:
+            return self.share.count
         given = self.images if self.images is not None else self.features
         return 0 if given is None else len(given)
 
     def with_task(self, task: int | None) -> "Batch":
         """The same batch with this task."""
         return replace(self, task=task)
+
+    def own(self) -> "Batch":
+        """What this process computes: its share, or all of it."""
+        share = self.share
+        if share is None:
+            return self
+        names = ("features", "labels", "rows", "domains")
+        columns = {name: getattr(self, name) for name in names}
+        cut = {name: None if column is None else share.of(column) for name, column in columns.items()}
+        replayed = int((share.places >= share.count - self.replayed).sum())
+        target = None if self.target is None else self.target.own()
+        return replace(self, **cut, replayed=replayed, target=target, share=None)
 
     def singles(self) -> "Iterator[Batch]":
         """Batches of one image each."""
@@ -95,17 +111,30 @@ class Loader:
         self.bank = bank
         self.views = views
 
-    def train(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator, replayed: int = 0) -> Batch:
-        """A labelled batch with augmented images; features are those of the clean images, or of views."""
-        target = self.target(rows, how, generator)
-        return replace(self._labelled(rows, replayed), images=target.images, features=target.features)
+    def train(
+        self,
+        rows: NDArray[np.int64],
+        how: Augmentation,
+        generator: torch.Generator,
+        replayed: int = 0,
+        share: Share | None = None,
+    ) -> Batch:
+        """A labelled batch with augmented images; features are those of the clean images, or of views.
 
-    def target(self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator) -> Batch:
+        With a share, only its images are decoded; all else is that of the whole batch.
+        """
+        target = self.target(rows, how, generator, share)
+        return replace(self._labelled(rows, replayed), images=target.images, features=target.features, share=share)
+
+    def target(
+        self, rows: NDArray[np.int64], how: Augmentation, generator: torch.Generator, share: Share | None = None
+    ) -> Batch:
         """A batch as from `train`, but without labels."""
         images = None
         if "images" in self.reads:
-            images = augmented(as_tensors(self.table.whole(rows), self.device), self.pixels, how, generator)
-        return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows))
+            whole = as_tensors(self.table.whole(rows if share is None else share.of(rows)), self.device)
+            images = augmented(whole, self.pixels, how, generator, share)
+        return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows), share=share)
 
     def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
         """Labelled batches of `size` rows, in order, not augmented."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clsim.data.crops import tensorflow_boxes, torchvision_boxes
+from clsim.parallel import Share
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transforms = Literal["smooth", "torchvision", "tensorflow"]
@@ -173,14 +174,29 @@ def mirrored(boxes: Tensor, draw: Tensor) -> Tensor:
 
 
 def augmented(
-    images: Tensor | Sequence[Tensor], pixels: InputSpec, how: Augmentation, generator: torch.Generator
+    images: Tensor | Sequence[Tensor],
+    pixels: InputSpec,
+    how: Augmentation,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
-    """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random."""
+    """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random.
+
+    With a share, the images are those of the share, and get the crops that they have in the whole batch.
+    """
     if not isinstance(images, Tensor):
         # one by one, not padded to one size: padding costs more, and an image's bits would depend on the others' sizes
-        return torch.cat([augmented(image[None], pixels, how, generator) for image in images])
+        places = range(len(images)) if share is None else share.places.tolist()
+        own, found = dict(zip(places, images, strict=True)), dict[int, Tensor]()
+        for place in range(len(images) if share is None else share.count):
+            if place in own:
+                found[place] = augmented(own[place][None], pixels, how, generator)
+            else:
+                random_boxes(1, 1, 1, how, generator)  # for images of every size it draws equally many numbers
+        return torch.cat([found[place] for place in places])
     height, width = images.shape[-2:]
-    boxes = random_boxes(len(images), height, width, how, generator)
+    boxes = random_boxes(len(images) if share is None else share.count, height, width, how, generator)
+    boxes = boxes if share is None else share.of(boxes)
     if how.interpolation is not None:
         pixels = replace(pixels, interpolation=how.interpolation)
     return resample(images, boxes.to(images.device), pixels, inside=how.transforms != "smooth")

@@ -17,6 +17,7 @@ import types
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, reduction
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,16 +104,20 @@ class Local:
             yield Event(index)
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def for_jobs(jobs: int | Literal["auto"], configs: Sequence[RunConfig]) -> Local:
     """`jobs` workers that share this machine's cores. "auto": one for each GPU or core, as far as memory allows.
 
     The number of threads depends on `jobs` and the machine only, so that a command that is repeated names the same
     runs, whatever is left of them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _visible_gpus() if all(_on_any_gpu(config.device) for config in configs) else []
-    wanted = (len(gpus) or cores) if jobs == "auto" else jobs
-    return Local(min(wanted, len(configs)), max(1, cores // wanted), gpus, bounded=jobs == "auto")
+    wanted = (len(gpus) or cores()) if jobs == "auto" else jobs
+    return Local(min(wanted, len(configs)), max(1, cores() // wanted), gpus, bounded=jobs == "auto")
 
 
 def _on_any_gpu(device: str) -> bool:
@@ -141,16 +146,15 @@ class _Worker:
     """A process, and the run that it works on."""
 
     def __init__(self, slot: int, environment: Mapping[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED + [name for name in AND_IF_NEEDED if name in sys.modules])
+        context = server()
         self.slot = slot
         self.index: int | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)  # whoever reads it moves no place of writing
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, _Passed(self._log.fileno()), {**os.environ, **environment})
+        arguments = (theirs, Passed(self._log.fileno()), {**os.environ, **environment})
         self._process = context.Process(target=_serve, args=arguments, name=f"clsim worker {slot}")
-        with _without_main():
+        with without_main():
             self._process.start()
         theirs.close()
 
@@ -181,8 +185,7 @@ class _Worker:
         self._process.join(1.0)
         written = self._written()
         self.end()
-        code = self._process.exitcode or 0
-        why = "its worker process " + (f"was killed by {_signal(-code)}" if code < 0 else f"ended with status {code}")
+        why = f"its worker process {ending(self._process.exitcode or 0)}"
         return f"{why} after these lines:\n{written}\n" if written else why
 
     def end(self) -> None:
@@ -200,7 +203,14 @@ class _Worker:
         return tail(os.pread(self._log.fileno(), length, 0).decode(errors="replace"))
 
 
-class _Passed:
+def server() -> ForkServerContext:
+    """The server from which processes are forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED + [name for name in AND_IF_NEEDED if name in sys.modules])
+    return context
+
+
+class Passed:
     """An open file that is given to a worker."""
 
     def __init__(self, file: int) -> None:
@@ -215,10 +225,13 @@ def _received(file: Any) -> int:
     return number
 
 
-def _signal(number: int) -> str:
+def ending(code: int) -> str:
+    """How a process ended, from its exit code."""
+    if code >= 0:
+        return f"ended with status {code}"
     names = {each.value: each.name for each in signal.Signals}
-    hint = " (so the kernel ends processes when memory runs out)" if number == signal.SIGKILL else ""
-    return names.get(number, f"signal {number}") + hint
+    hint = " (so the kernel ends processes when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"was killed by {names.get(-code, f'signal {-code}')}{hint}"
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
@@ -228,7 +241,7 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Keep a new process from importing the user's program again, which would run all of it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -243,17 +256,22 @@ def _without_main() -> Iterator[None]:
 
 def _serve(driver: "connection.Connection[Any, Any]", log: int, environment: Mapping[str, str]) -> None:
     """Run what the driver sends, until it ends."""
-    os.setpgrp()  # Ctrl-C goes to the driver alone, which ends this process with all its children
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.environ.clear()
-    os.environ.update(environment)
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    settle({1: log, 2: log}, environment)
     shared = Shared()
     with contextlib.suppress(EOFError, OSError):
         while True:
             driver.send(outcome(driver.recv(), shared))
+
+
+def settle(streams: Mapping[int, int], environment: Mapping[str, str]) -> None:
+    """Put files in the place of this process's streams, set its environment, and end it when its driver ends."""
+    os.setpgrp()  # Ctrl-C goes to the driver alone, which ends this process with all its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream, file in streams.items():
+        os.dup2(file, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
 
 
 def _end_with_driver() -> None:

@@ -23,11 +23,14 @@ class How:
     """Where runs are made. These options belong to a command, not to its runs: no file or hash of a run has them."""
 
     jobs: int | Literal["auto"] = 1
+    devices: int = 1  # of one run, a process for each: see clsim.engines.devices
     ray: str | None = None  # address of a cluster; empty: a local one
     slurm: dict[str, str] | None = None  # settings of its jobs
 
     def engine(self, configs: Sequence[RunConfig]) -> Engine | None:
-        """The engine; None for one run after the other in this process. Raises RequestError if it is not installed."""
+        """The engine; None for one run after the other. Raises RequestError if it is not installed."""
+        if self.devices > 1 and (self.jobs != 1 or self.ray is not None or self.slurm is not None):
+            raise RequestError("--devices divides one run, --jobs, --ray and --slurm make several: give one of them")
         if self.ray is not None and self.slurm is not None:
             raise RequestError("--ray and --slurm are two ways for the same: give one of them")
         if self.ray is None and self.slurm is None:
