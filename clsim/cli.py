@@ -1,4 +1,4 @@
-"""The command line: `clsim run | tune | list | show | compare | verify | pretrain | cache`.
+"""The command line: `clsim run | tune | list | show | runs | compare | verify | pretrain | cache`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -105,6 +105,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
     show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
     show.add_argument("name", metavar="NAME")
+    runs = command("runs", "list the runs of a folder: their states, how far they are, and their accuracies")
+    runs.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (default runs)")
+    runs.add_argument("--format", choices=("table", "csv", "json"), default="table")
     compare = command("compare", "compare finished runs in a table, with the mean over seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
@@ -112,6 +115,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
     verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    what = "also evaluate the final learner on its test stream again, and compare the counts with the recorded ones"
+    verify.add_argument("--evaluate", action="store_true", help=what)
     pretrain = command("pretrain", "train a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
     pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
@@ -171,6 +176,7 @@ def _dispatch(argv: list[str]) -> int:
         "tune": _tune,
         "list": _list,
         "show": _show,
+        "runs": _runs,
         "compare": _compare,
         "verify": _verify,
         "pretrain": _pretrain,
@@ -330,10 +336,22 @@ def _show(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _runs(given: argparse.Namespace) -> int:
+    from clsim import inspect_runs
+
+    print(inspect_runs.report([Path(folder) for folder in given.folders or ["runs"]], given.format))
+    return DONE
+
+
 def _verify(given: argparse.Namespace) -> int:
+    paths = [Path(run) for run in given.runs]
+    if given.evaluate:
+        from clsim import reevaluation  # late: torch
+
+        return DONE if reevaluation.report(paths) else FAILED
     from clsim import checksums
 
-    text, whole = checksums.verified([Path(run) for run in given.runs])
+    text, whole = checksums.verified(paths)
     print(text)
     return DONE if whole else FAILED
 

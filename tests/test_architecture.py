@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
     {"tuning"},
-    {"pretrain", "runner", "engines", "avalanche", "known"},
+    {"pretrain", "runner", "engines", "avalanche", "known", "reevaluation", "doctor", "inspect_runs"},
     {"shared", "prediction", "summary", "unused"},
     {"given_images", "pruning"},
     {"recorders", "snapshot"},
@@ -143,7 +143,8 @@ def test_clsim_names_no_plug_in():
 
 def test_light_modules_leave_torch_alone():
     code = (
-        "import sys, clsim, clsim.cli, clsim.plugins, clsim.config, clsim.listing, clsim.compare, clsim.events;"
+        "import sys, clsim, clsim.cli, clsim.plugins, clsim.config, clsim.listing, clsim.compare, clsim.events,"
+        "clsim.inspect_runs;"
         "sys.exit(bool({'torch', 'timm', 'avalanche'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
