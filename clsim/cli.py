@@ -1,4 +1,4 @@
-"""The command line: `clsim run | tune | list | show | runs | compare | verify | pretrain | cache`.
+"""The command line: `clsim run | tune | list | show | runs | compare | verify | pretrain | cache | doctor`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -79,6 +79,9 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(message)
 
 
+Command = Callable[[str, str], _Parser]  # name and help -> the new parser of a command
+
+
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser of `clsim`, and the parsers of its commands."""
     top = _Parser(prog="clsim", description="Continual learning and domain adaptation on frozen transformers.")
@@ -101,6 +104,18 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     what = "how settings are tried: grid (default), random, tpe"
     tune.add_argument("--search", metavar="NAME", choices=("grid", "random", "tpe"), default="grid", help=what)
     tune.add_argument("--trials", metavar="N", default="20", help="settings of a random or TPE search (default 20)")
+    _add_readers(command)
+    pretrain = command("pretrain", "train a bundled backbone again from public images")
+    pretrain.add_argument("name", metavar="NAME")
+    pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
+    pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
+    pretrain.add_argument("--threads", metavar="N", help="CPU threads")
+    pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
+    return top, commands.choices
+
+
+def _add_readers(command: Command) -> None:
+    """The commands that read what is there."""
     listing = command("list", "list scenarios, strategies, parts and backbones")
     listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
     show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
@@ -117,18 +132,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     what = "also evaluate the final learner on its test stream again, and compare the counts with the recorded ones"
     verify.add_argument("--evaluate", action="store_true", help=what)
-    pretrain = command("pretrain", "train a bundled backbone again from public images")
-    pretrain.add_argument("name", metavar="NAME")
-    pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
-    pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
-    pretrain.add_argument("--threads", metavar="N", help="CPU threads")
-    pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
     cache = command("cache", "show the contents of the cache of decoded images and features")
     cache.add_argument("--clear", action="store_true", help="empty it")
     cache.add_argument(
         "--verify", action="store_true", help="read all of it; set what is broken aside, to be made again"
     )
-    return top, commands.choices
+    doctor = command("doctor", "show versions, devices, caches and data sets of this machine")
+    doctor.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
 
 
 def _add_options(parser: _Parser, names: Iterable[str]) -> None:
@@ -181,6 +191,7 @@ def _dispatch(argv: list[str]) -> int:
         "verify": _verify,
         "pretrain": _pretrain,
         "cache": _cache,
+        "doctor": _doctor,
     }
     return actions[name](given)
 
@@ -365,4 +376,11 @@ def _cache(given: argparse.Namespace) -> int:
         print(text)
         return DONE if whole else FAILED
     print(listing.clear_cache(folder) if given.clear else listing.cache(folder))
+    return DONE
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from clsim import doctor, options
+
+    print(doctor.report(options.data_dir(given.data_dir, "data_dir")))
     return DONE
