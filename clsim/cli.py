@@ -125,7 +125,8 @@ def _add_readers(command: Command) -> None:
     runs.add_argument("--format", choices=("table", "csv", "json"), default="table")
     compare = command("compare", "compare finished runs in a table, with the mean over seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
-    compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
+    compare.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
+    compare.add_argument("--long", action="store_true", help="with csv and json: a row for each run, not for each mean")
     plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
     verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
@@ -322,7 +323,7 @@ def _compare(given: argparse.Namespace) -> int:
     runs = [Path(run) for run in given.runs]
     if given.plot is not None and not given.plot.endswith(".png"):
         raise RequestError(f"--plot {given.plot}: the picture is a PNG, so its name ends in .png")
-    print(compare.report(runs, given.format))
+    print(compare.report(runs, given.format, given.long))
     if given.plot is not None:
         from clsim.recorders import comparison  # late: matplotlib
 
