@@ -31,7 +31,7 @@ from clsim.learner import build_learner
 from clsim.loop import Loop
 from clsim.options import ENGINES
 from clsim.reads import READ
-from clsim.recorders import console
+from clsim.recorders import console, logs
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
 from clsim.recorders.tensorboard import TensorBoard
@@ -291,7 +291,8 @@ class Job:
         saved = _saved(folder)
         board = TensorBoard(self.directory, self.benchmark)
         where = (saved["offset"], saved.get("journal")) if saved else (0, None)
-        journal = Journal(self.directory / "events.jsonl", [board], *where)
+        listeners = [board, *logs.opened(self.config.log, self.directory, self.benchmark)]
+        journal = Journal(self.directory / "events.jsonl", listeners, *where)
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target
