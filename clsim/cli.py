@@ -69,11 +69,13 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         self.known: list[str] = []
+        self.actions: list[argparse.Action] = []
         super().__init__(allow_abbrev=False, **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         self.known += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **settings)
+        self.actions.append(super().add_argument(*names, **settings))
+        return self.actions[-1]
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message)
@@ -140,6 +142,8 @@ def _add_readers(command: Command) -> None:
     )
     doctor = command("doctor", "show versions, devices, caches and data sets of this machine")
     doctor.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
+    what = "print a script that completes commands, options and names in a shell"
+    command("completion", what).add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_options(parser: _Parser, names: Iterable[str]) -> None:
@@ -193,6 +197,7 @@ def _dispatch(argv: list[str]) -> int:
         "pretrain": _pretrain,
         "cache": _cache,
         "doctor": _doctor,
+        "completion": _completion,
     }
     return actions[name](given)
 
@@ -384,4 +389,11 @@ def _doctor(given: argparse.Namespace) -> int:
     from clsim import doctor, options
 
     print(doctor.report(options.data_dir(given.data_dir, "data_dir")))
+    return DONE
+
+
+def _completion(given: argparse.Namespace) -> int:
+    from clsim import completion
+
+    print(completion.script(given.shell, {name: parser.actions for name, parser in _parsers()[1].items()}))
     return DONE

@@ -32,7 +32,7 @@ FLOORS = [
     {"parts"},
     {"backbones"},
     {"data"},
-    {"hardware", "checksums", "rundir", "checked", "hub"},
+    {"hardware", "checksums", "rundir", "checked", "hub", "completion"},
     {"events", "metrics", "checkpoint", "rng", "provenance", "outputs"},
     {"errors", "sealed", "version", "openmp", "terminal", "reads"},
 ]
