@@ -10,6 +10,7 @@ if (Path(__file__).parents[1] / "pyproject.toml").is_file():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
+    from clsim import compare as compare
     from clsim.backbones.load import Backbone
     from clsim.data.batches import Batch
     from clsim.data.streams import ExperienceInfo, Scenario, StreamInfo
@@ -30,6 +31,7 @@ __all__ = [
     "Strategy",
     "StreamInfo",
     "__version__",
+    "compare",
     "load",
     "run",
 ]
@@ -52,6 +54,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # late, so that `clsim --help` does not wait for torch
+    if name == "compare":  # a module that can be called
+        from importlib import import_module
+
+        return import_module("clsim.compare")
     if name not in _HOME:
         raise AttributeError(f"module 'clsim' has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""The command line: `clsim run | tune | list | show | compare | verify | pretrain | cache`.
+"""The command line: `clsim run | tune | list | show | runs | compare | verify | pretrain | cache | doctor`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -82,14 +82,19 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         self.known: list[str] = []
+        self.actions: list[argparse.Action] = []
         super().__init__(allow_abbrev=False, **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         self.known += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **settings)
+        self.actions.append(super().add_argument(*names, **settings))
+        return self.actions[-1]
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message)
+
+
+Command = Callable[[str, str], _Parser]  # name and help -> the new parser of a command
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
@@ -116,29 +121,44 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     what = "how settings are tried: grid (default), random, tpe"
     tune.add_argument("--search", metavar="NAME", choices=("grid", "random", "tpe"), default="grid", help=what)
     tune.add_argument("--trials", metavar="N", default="20", help="settings of a random or TPE search (default 20)")
-    listing = command("list", "list scenarios, strategies, parts and backbones")
-    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
-    show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
-    show.add_argument("name", metavar="NAME")
-    compare = command("compare", "compare finished runs in a table, with the mean over seeds")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
-    compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
-    plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
-    compare.add_argument("--plot", metavar="FILE.png", help=plot)
-    verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
-    verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    _add_readers(command)
     pretrain = command("pretrain", "train a bundled backbone again from public images")
     pretrain.add_argument("name", metavar="NAME")
     pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
     pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
     pretrain.add_argument("--threads", metavar="N", help="CPU threads")
     pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
+    return top, commands.choices
+
+
+def _add_readers(command: Command) -> None:
+    """The commands that read what is there."""
+    listing = command("list", "list scenarios, strategies, parts and backbones")
+    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
+    show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
+    show.add_argument("name", metavar="NAME")
+    runs = command("runs", "list the runs of a folder: their states, how far they are, and their accuracies")
+    runs.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (default runs)")
+    runs.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    compare = command("compare", "compare finished runs in a table, with the mean over seeds")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    compare.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
+    compare.add_argument("--long", action="store_true", help="with csv and json: a row for each run, not for each mean")
+    plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
+    compare.add_argument("--plot", metavar="FILE.png", help=plot)
+    verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
+    verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    what = "also evaluate the final learner on its test stream again, and compare the counts with the recorded ones"
+    verify.add_argument("--evaluate", action="store_true", help=what)
     cache = command("cache", "show the contents of the cache of decoded images and features")
     cache.add_argument("--clear", action="store_true", help="empty it")
     cache.add_argument(
         "--verify", action="store_true", help="read all of it; set what is broken aside, to be made again"
     )
-    return top, commands.choices
+    doctor = command("doctor", "show versions, devices, caches and data sets of this machine")
+    doctor.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
+    what = "print a script that completes commands, options and names in a shell"
+    command("completion", what).add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_options(parser: _Parser, names: Iterable[str]) -> None:
@@ -186,10 +206,13 @@ def _dispatch(argv: list[str]) -> int:
         "tune": _tune,
         "list": _list,
         "show": _show,
+        "runs": _runs,
         "compare": _compare,
         "verify": _verify,
         "pretrain": _pretrain,
         "cache": _cache,
+        "doctor": _doctor,
+        "completion": _completion,
     }
     return actions[name](given)
 
@@ -349,7 +372,7 @@ def _compare(given: argparse.Namespace) -> int:
     runs = [Path(run) for run in given.runs]
     if given.plot is not None and not given.plot.endswith(".png"):
         raise RequestError(f"--plot {given.plot}: the picture is a PNG, so its name ends in .png")
-    print(compare.report(runs, given.format))
+    print(compare.report(runs, given.format, given.long))
     if given.plot is not None:
         from clsim.recorders import comparison  # late: matplotlib
 
@@ -374,10 +397,22 @@ def _show(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _runs(given: argparse.Namespace) -> int:
+    from clsim import inspect_runs
+
+    print(inspect_runs.report([Path(folder) for folder in given.folders or ["runs"]], given.format))
+    return DONE
+
+
 def _verify(given: argparse.Namespace) -> int:
+    paths = [Path(run) for run in given.runs]
+    if given.evaluate:
+        from clsim import reevaluation  # late: torch
+
+        return DONE if reevaluation.report(paths) else FAILED
     from clsim import checksums
 
-    text, whole = checksums.verified([Path(run) for run in given.runs])
+    text, whole = checksums.verified(paths)
     print(text)
     return DONE if whole else FAILED
 
@@ -391,4 +426,18 @@ def _cache(given: argparse.Namespace) -> int:
         print(text)
         return DONE if whole else FAILED
     print(listing.clear_cache(folder) if given.clear else listing.cache(folder))
+    return DONE
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from clsim import doctor, options
+
+    print(doctor.report(options.data_dir(given.data_dir, "data_dir")))
+    return DONE
+
+
+def _completion(given: argparse.Namespace) -> int:
+    from clsim import completion
+
+    print(completion.script(given.shell, {name: parser.actions for name, parser in _parsers()[1].items()}))
     return DONE

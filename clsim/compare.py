@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from clsim import plugins, rundir
@@ -76,15 +78,19 @@ class Group:
         return sum(values) / len(values) if values else None
 
 
-def report(paths: Sequence[Path], style: str = "table") -> str:
-    """The runs in and below `paths` as text (`table`), Markdown (`md`) or CSV (`csv`). Accuracies are in %.
+def report(paths: Sequence[Path], style: str = "table", long: bool = False) -> str:
+    """The runs in and below `paths` as text (`table`), Markdown (`md`), CSV (`csv`) or JSON (`json`). Accuracies in %.
 
-    Raises RequestError if there is no run, or if a file of a run is missing or broken.
+    CSV and JSON have every metric; with `long` a row for each run, else the means over seeds. Raises RequestError if
+    there is no run, if a file of a run is missing or broken, and for `long` in another style.
     """
+    if long and style not in ("csv", "json"):
+        raise RequestError("--long is for --format csv and --format json")
     finished, unfinished = find(paths)
-    groups = group(_with_gains(finished))
-    if style == "csv":
-        return _csv(groups)
+    groups = grouped(finished)
+    if style in ("csv", "json"):
+        rows = run_records(groups) if long else records(groups)
+        return json.dumps(rows, indent=1) if style == "json" else _csv(rows)
     blocks = [_markdown(groups)] if style == "md" and groups else []
     if style == "table":
         for scenario in dict.fromkeys(each.scenario for each in groups):
@@ -150,6 +156,11 @@ def _key(run: Run) -> str:
     """Equal for runs that differ only in their seed."""
     names = [run.summary[name] for name in ("scenario", "strategy", "backbone")]
     return json.dumps([names, run.scenario_settings, run.settings], sort_keys=True)
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """`group` of runs with their adaptation gains."""
+    return group(_with_gains(runs))
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
@@ -220,7 +231,7 @@ class _Varying:
 # tables
 
 
-def _measures(groups: Sequence[Group]) -> list[str]:
+def measures_of(groups: Sequence[Group]) -> list[str]:
     """The metrics to show as columns: those of every group's scenario, and DETECTION if a method detects tasks."""
     names = list(dict.fromkeys(name for each in groups for name in each.measures))
     if any(SINCE_LEARNED in run.figures for each in groups for run in each.runs):
@@ -228,7 +239,7 @@ def _measures(groups: Sequence[Group]) -> list[str]:
     return [*names, DETECTION] if any(each.values(DETECTION) for each in groups) else names
 
 
-def _cells(each: Group, names: Sequence[str]) -> dict[str, str]:
+def cells(each: Group, names: Sequence[str]) -> dict[str, str]:
     """Heading -> text, for people; `names`: the metrics to show."""
     cells = {"strategy": each.strategy, "backbone": each.runs[0].summary["backbone"], "seeds": str(len(each.runs))}
     for name in names:
@@ -259,7 +270,7 @@ def _percent(values: Sequence[float]) -> str:
 
 def _table(groups: Sequence[Group]) -> str:
     """Aligned columns; each word of a heading is on a separate line."""
-    rows = [_cells(each, _measures(groups)) for each in groups]
+    rows = [cells(each, measures_of(groups)) for each in groups]
     headings = [heading.split() for heading in rows[0]]
     height = max(map(len, headings))
     lines = [[([""] * (height - len(words)) + words)[i] for words in headings] for i in range(height)]
@@ -276,32 +287,77 @@ def _table(groups: Sequence[Group]) -> str:
 
 def _markdown(groups: Sequence[Group]) -> str:
     """One table, with the scenario as a column."""
-    rows = [{"scenario": each.scenario, **_cells(each, _measures(groups))} for each in groups]
+    rows = [{"scenario": each.scenario, **cells(each, measures_of(groups))} for each in groups]
     columns = list(rows[0])
     marks = ["---" if name in ("scenario", "strategy", "backbone") else "---:" for name in columns]
     lines = [columns, marks, *([text.replace("|", "\\|") for text in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _csv(groups: Sequence[Group]) -> str:
-    """One table of plain numbers: accuracies and their intervals in %, bytes, seconds.
+# plain numbers
 
-    `other_code` is "true" if one of the runs was made by another version of clsim's code, else "false".
+
+def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """A row for each group: means and intervals of every metric in %, means of costs in bytes and seconds.
+
+    `other_code` says whether one of the runs was made by another version of clsim's code.
     """
     rows: list[dict[str, Any]] = []
     for each in groups:
         row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
         row["seeds"] = len(each.runs)
-        for name in _measures(groups):
+        for name in _every_metric(groups):
             values = each.values(name)
             mean, half = mean_and_interval(values) if values else (None, None)
-            row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
-            row[f"{name}_interval"] = None if half is None else round(100 * half, 4)
-        row["test_set_interval"] = None if each.by_test_set is None else round(100 * each.by_test_set, 4)
-        other = any(run.code_note is not None for run in each.runs)
-        rows.append(row | {name: each.mean(name) for name in COSTS} | {"other_code": str(other).lower()})
+            row[f"{name}_percent"], row[f"{name}_interval"] = _in_percent(mean), _in_percent(half)
+        row["test_set_interval"] = _in_percent(each.by_test_set)
+        row |= {name: each.mean(name) for name in COSTS}
+        rows.append(row | {"other_code": any(run.code_note is not None for run in each.runs)})
+    return rows
+
+
+def run_records(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """A row for each run, with the names of its group: every metric in %, costs in bytes and seconds."""
+    rows: list[dict[str, Any]] = []
+    for each in groups:
+        for run in each.runs:
+            alone = replace(each, runs=(run,))
+            row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": run.summary["backbone"]}
+            row |= {"seed": run.summary["seed"], "config_hash": run.summary["config_hash"]}
+            row |= {f"{name}_percent": _in_percent(alone.mean(name)) for name in _every_metric(groups)}
+            row |= {"test_set_interval": _in_percent(alone.by_test_set)} | {name: alone.mean(name) for name in COSTS}
+            rows.append(row | {"other_code": run.code_note is not None, "directory": str(run.directory)})
+    return rows
+
+
+def _every_metric(groups: Sequence[Group]) -> list[str]:
+    """The metrics of the table, then all others that one of the runs has a value of."""
+    named = {name for each in groups for run in each.runs for name, value in run.metrics.items() if value is not None}
+    return list(dict.fromkeys([*measures_of(groups), *sorted(named)]))
+
+
+def _in_percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 4)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if rows:
-        writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row.values()])
     return text.getvalue().rstrip("\n")
+
+
+class _Callable(ModuleType):
+    """This module as a function, too: `clsim.compare(runs)` in a notebook, and `from clsim import compare` in code."""
+
+    def __call__(self, *runs: Any) -> Any:
+        """See `clsim.notebooks.table`."""
+        from clsim import notebooks
+
+        return notebooks.table(*runs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -57,6 +57,7 @@ class RunConfig:
     checkpoint_minutes: float
     data_dir: Path | None
     out: Path
+    log: tuple[str, ...] = ()  # where the journal is written, too
     written: frozenset[str] = field(
         default=frozenset(), compare=False, repr=False
     )  # fields of the strategy in the call

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from clsim import plugins
 from clsim.backbones import registry
 from clsim.data import entries
 from clsim.errors import RequestError, unknown
+from clsim.field_values import in_toml
 from clsim.sealed import digest, unpacked
 
 SECTIONS = ("scenarios", "strategies", "parts", "backbones")
@@ -210,3 +212,18 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def differences(first: str, other: str) -> str:
+    """In one line, the settings of a run that differ from those of the first run; both are texts in TOML."""
+    before, now = map(_settings, (first, other))
+    changed = (f"{name} = {in_toml(value)}" for name, value in now.items() if before.get(name) != value)
+    return f"  other than the first: {', '.join(changed)}"
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Every value of a TOML file; those of a table as ``strategy.lr``."""
+    tree = tomllib.loads(text)
+    tables = {name: each for name, each in tree.items() if isinstance(each, dict)}
+    plain = {name: value for name, value in tree.items() if name not in tables}
+    return plain | {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}

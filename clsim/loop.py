@@ -333,6 +333,15 @@ class Loop:
 
         return predict_together(self.tools.world, rows, eval_batch(loader.reads), predict)
 
+    def recount(self) -> list[int | None]:
+        """The last row of counts once more, from the learner as it is: for the same test experiences, without events.
+
+        Raises RunFailed for logits that are not finite.
+        """
+        last = self.state.correct[-1]
+        row, _ = self._counts([each for each in self.benchmark.test_stream if last[each.index] is not None], False)
+        return row
+
     def _check_weights(self) -> None:
         """Raises RunFailed if a weight is not finite: a step may spoil weights while its own loss was fine."""
         weights = trained(self.state.learner)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from clsim.errors import RequestError
+from clsim.errors import RequestError, unknown
 from clsim.field_values import check
 
 Checker = Callable[[Any, str], Any]  # (value, name of the option) -> converted value; raises RequestError
@@ -31,6 +31,7 @@ class Option(NamedTuple):
     is_path: bool = False
 
 
+LOGS = ("csv",)  # where --log writes the journal, too; see clsim.recorders.logs
 MOST_SEEDS = 10_000  # of one request
 MOST_JOBS = 1024  # of one command
 MOST_THREADS = 1024  # torch crashes with far more
@@ -135,6 +136,15 @@ def _range(ends: re.Match[str]) -> str:
 def names(value: Any, name: str) -> list[str]:
     """``a,b`` or a list of texts -> names, each once."""
     return list(dict.fromkeys(check(value, tuple[str, ...], name)))
+
+
+def logs(value: Any, name: str) -> tuple[str, ...]:
+    """``a,b`` or a list of names from LOGS, each once."""
+    found = names(value, name)
+    for each in found:
+        if each not in LOGS:
+            raise unknown("log", each, LOGS)
+    return tuple(found)
 
 
 def first_experiences(value: Any, name: str) -> int | Literal["all"] | None:
@@ -263,6 +273,7 @@ OPTIONS: dict[str, Option] = {
             per_run=True,
         ),
         Option("note", "TEXT", "remark that is kept in the run's notes", of_type(str | None), per_run=True),
+        Option("log", "csv", "also write losses, accuracies and metrics to log.csv of the run", logs, (), per_run=True),
         Option(
             "checkpoint_minutes",
             "M",

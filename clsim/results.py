@@ -40,6 +40,12 @@ class Run:
         """All metrics of the run; an undefined one is None, with the reason in `summary["notes"]`."""
         return self.summary["metrics"]  # type: ignore[no-any-return]
 
+    def _repr_html_(self) -> str:
+        """The run as notebooks show it."""
+        from clsim import notebooks  # late: it imports this module
+
+        return notebooks.run_html(self)
+
     @cached_property
     def figures(self) -> dict[str, Any]:
         """Metrics and costs by name; `trainable_percent` is trainable parameters in % of the backbone's.

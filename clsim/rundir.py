@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MATRIX = "matrix.json"  # integer counts of every evaluation
 CHECKSUMS = "checksums.json"  # of the other files; see clsim.checksums
 SUMMARY = "summary.json"  # metrics and costs; written last: if it exists, the run has finished
 LOCK = ".lock"
+TEST_SECONDS = 0.05  # far longer than `in_use` holds a lock: a run that begins just then tries twice
 WAY_OUT = "the run's command with --fresh makes it again"
 
 
@@ -40,11 +42,32 @@ def alone_in(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
-        except BlockingIOError as error:
-            raise InUse(f"another process is at work in {directory}") from error
+        except BlockingIOError:
+            time.sleep(TEST_SECONDS)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InUse(f"another process is at work in {directory}") from error
         yield
     finally:
         os.close(handle)
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a process works in a run directory. The lock is held for a moment only, to test it."""
+    try:
+        handle = os.open(directory / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def clear(directory: Path) -> None:

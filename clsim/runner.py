@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsim import checked, checkpoint, config, parallel, plugins, provenance, snapshot, summary
+from clsim import checked, checkpoint, config, listing, parallel, plugins, provenance, snapshot, summary
 from clsim.backbones import registry
 from clsim.backbones.features import FeatureBank, View
 from clsim.backbones.load import Backbone
@@ -25,13 +25,12 @@ from clsim.data.streams import Benchmark
 from clsim.data.table import ImageTable
 from clsim.errors import RequestError, RunFailed
 from clsim.events import Part, State
-from clsim.field_values import in_toml
 from clsim.hardware import reset_peak_memory, settled, torch_settings
 from clsim.learner import build_learner
 from clsim.loop import Loop
 from clsim.options import ENGINES
 from clsim.reads import READ
-from clsim.recorders import console
+from clsim.recorders import console, logs
 from clsim.recorders.journal import Journal
 from clsim.recorders.pictures import Pictures
 from clsim.recorders.tensorboard import TensorBoard
@@ -41,6 +40,8 @@ from clsim.shared import Shared
 from clsim.strategy import Strategy, waits_for_boundaries
 
 __all__ = ["load", "run", "run_all", "run_one"]
+
+Watch = Callable[[Path], Part]  # makes a part for a run's directory that may end the run
 
 
 def run(**options: Any) -> Run | list[Run]:
@@ -80,7 +81,7 @@ def run_one(
     fresh: bool = False,
     quiet: bool = True,
     shared: Shared | None = None,
-    watch: Callable[[Path], Part] | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Run one configuration, or continue it if it was interrupted; returns the directory of the finished run.
 
@@ -117,24 +118,11 @@ def run_all(
         if not quiet:
             shared.tell(job)
         text = job.config.to_toml()
-        print(f"{job.directory}{' (finished)' if job.finished else ''}\n{_differences(first, text) if first else text}")
+        print(
+            f"{job.directory}{' (finished)' if job.finished else ''}\n{listing.differences(first, text) if first else text}"
+        )
         first = first or text
     return []
-
-
-def _differences(first: str, other: str) -> str:
-    """In one line, the settings of a run that differ from those of the first run; both are texts in TOML."""
-    before, now = map(_settings, (first, other))
-    changed = (f"{name} = {in_toml(value)}" for name, value in now.items() if before.get(name) != value)
-    return f"  other than the first: {', '.join(changed)}"
-
-
-def _settings(text: str) -> dict[str, Any]:
-    """Every value of a TOML file; those of a table as ``strategy.lr``."""
-    tree = tomllib.loads(text)
-    tables = {name: each for name, each in tree.items() if isinstance(each, dict)}
-    plain = {name: value for name, value in tree.items() if name not in tables}
-    return plain | {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
 
 
 def first_of_each(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -164,7 +152,7 @@ def _run(
     fresh: bool,
     quiet: bool,
     request: Sequence[RunConfig] | None = None,
-    watch: Callable[[Path], Part] | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """`request`: all runs asked for, to find fields that none of their strategies uses; None: not checked."""
     with torch_settings(wanted.threads):
@@ -191,7 +179,7 @@ class Job:
     weights: str = field(repr=False)  # fingerprint of the backbone
     records: list[found.Record] = field(default_factory=list, repr=False)  # what was found for the benchmark
     code: str = ""  # digest of the code that makes the run, set when it begins
-    watch: Callable[[Path], Part] | None = field(default=None, repr=False)  # makes a part that may end the run
+    watch: Watch | None = field(default=None, repr=False)  # makes a part that may end the run
 
     @classmethod
     def prepare(cls, wanted: RunConfig, shared: Shared | None = None, borrowed: bool = False) -> "Job":
@@ -314,7 +302,8 @@ class Job:
         saved = parallel.current().told(_saved(folder))
         board = TensorBoard(self.directory, self.benchmark)
         where = (saved["offset"], saved.get("journal")) if saved else (0, None)
-        journal = Journal(self.directory / "events.jsonl", [board], *where)
+        listeners = [board, *logs.opened(self.config.log, self.directory, self.benchmark)]
+        journal = Journal(self.directory / "events.jsonl", listeners, *where)
         opened.enter_context(contextlib.closing(journal))
         loop = self.loop(state, bank_tower, parts)
         drawn = self.benchmark.rules.draws_target

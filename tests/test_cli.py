@@ -15,6 +15,7 @@ import torch
 from clsim import cli, listing, plugins
 from clsim.backbones import registry
 from clsim.config import RunConfig
+from clsim.engines import many
 from clsim.errors import RequestError, RunFailed
 from clsim.options import OPTIONS, flag
 from clsim.version import VERSION
@@ -31,6 +32,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A runner that only keeps what it is given; `outcome` is raised where it is an exception."""
     fake: Any = types.ModuleType("clsim.runner")
     fake.calls, fake.outcome = [], []
+    assert many.run_all  # imported before the runner is replaced, which it needs
 
     def run_all(configs: Sequence[RunConfig], **how: bool) -> Any:
         fake.calls.append((configs, how))
@@ -200,9 +202,9 @@ def test_pretrain_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_compare_prints_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("clsim.compare.report", lambda paths, style: f"{[str(path) for path in paths]} {style}")
+    monkeypatch.setattr("clsim.compare.report", lambda paths, *how: f"{[str(path) for path in paths]} {how}")
     assert cli.main(["compare", "--format", "md", "a", "b"]) == 0
-    assert capsys.readouterr().out == "['a', 'b'] md\n"
+    assert capsys.readouterr().out == "['a', 'b'] ('md', False)\n"
 
 
 # what is printed

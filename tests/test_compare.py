@@ -363,3 +363,24 @@ def test_seeds_over_different_class_orders_go_together(tmp_path: Path) -> None:
     run(tmp_path, digest="0b", scenario_fields="order_seed = 0")
     found = {row["scenario"]: row["seeds"] for row in rows(compare.report([tmp_path], "csv"))}
     assert found == {"toys order_seed=seed": "2", "toys order_seed=0": "1"}
+
+
+def test_csv_and_json_have_every_metric_and_long_ones_every_run(tmp_path: Path, capsys: Any) -> None:
+    for seed, accuracy in enumerate((0.5, 0.6)):
+        directory = run(tmp_path, seed=seed, accuracy=accuracy)
+        summary = json.loads((directory / "summary.json").read_text())
+        summary["metrics"] |= {"sample_accuracy": accuracy / 2, "forward_transfer": None}
+        (directory / "summary.json").write_text(json.dumps(summary))
+    assert cli.main(["compare", "--format", "json", str(tmp_path)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["sample_accuracy_percent"], row["seeds"], row["other_code"]) == (27.5, 2, False)
+    assert "forward_transfer_percent" not in row, "no run has it"
+    assert cli.main(["compare", "--format", "json", "--long", str(tmp_path)]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["seed"], first["average_accuracy_percent"], first["sample_accuracy_percent"]) == (0, 50.0, 25.0)
+    assert (second["seed"], second["average_accuracy_percent"], second["directory"]) == (1, 60.0, str(directory))
+    assert cli.main(["compare", "--format", "csv", "--long", str(tmp_path)]) == 0
+    table = rows(capsys.readouterr().out)
+    assert [each["seed"] for each in table] == ["0", "1"] and list(table[0]) == list(first)
+    assert cli.main(["compare", "--long", str(tmp_path)]) == 2
+    assert "--long is for --format csv" in capsys.readouterr().err

@@ -84,6 +84,8 @@ def test_maps_show_features_or_else_logits(tmp_path, make_table, monkeypatch, fe
         return Outputs(found.expand(-1, 3) + s.step, found.expand(-1, 5) * (1 + learned) if features else None)
 
     class Rows:
+        reads = ("features",)
+
         def unlabelled(self, rows, size):
             yield len(rows), np.append(rows, 6)  # the last image only fills the batch up
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,9 +158,9 @@ def read_named(
     """One split of a data set by its name, which is its folder in `data_dir`: Parquet files, or `save_to_disk`'s, or
     torchvision's download; or else the Hub's files."""
     if data_dir is not None and not local_files(data_dir / folder, split)[0]:
-        found = _local(data_dir, folder, Wanted(image, label, domain or "", domain_folders=domain is not None))
-        if found:
-            return dict(zip(("train", "test"), found, strict=True))[split]
+        read = _local(data_dir, folder, Wanted(image, label, domain or "", domain_folders=domain is not None))
+        if read is not None:
+            return dict(zip(("train", "test"), read(), strict=True))[split]
     files, others, counterpart = parquet_files(data_dir, folder, split, hub), [], []
     if data_dir is not None and files[0].parent == data_dir / folder:
         others = local_files(data_dir / folder, split)[1]
@@ -170,22 +171,31 @@ def read_named(
     return replace(source, split=split, left_out=left_out)
 
 
-def _local(data_dir: Path, folder: str, wanted: Wanted) -> tuple[Source, Source] | None:
-    """A named data set in another format than Parquet."""
+def has_named(data_dir: Path, folder: str, split: str) -> bool:
+    """Whether `read_named` finds this split in `data_dir`; no image is read. Raises RequestError for shards missing."""
+    return bool(local_files(data_dir / folder, split)[0]) or _local(data_dir, folder, Wanted()) is not None
+
+
+def _local(data_dir: Path, folder: str, wanted: Wanted) -> Callable[[], tuple[Source, Source]] | None:
+    """What reads a named data set in another format than Parquet; None if there is none."""
     own = data_dir / folder
     saved = arrow.saved_files(own)
     if len(saved) > 1:  # scenarios cut a single split in ways of their own
-        return train_and_test(arrow.read_arrow(saved, wanted), wanted, own)
+        return lambda: train_and_test(arrow.read_arrow(saved, wanted), wanted, own)
     for place in (data_dir, own):
         if folder in cifar.FOLDERS:
             names = (place, place / cifar.FOLDERS[folder])
             there = [each for each in names if cifar.cifar_in(each) == folder and each.is_dir()]
             if there:
-                return train_and_test(cifar.read_cifar(there[0]), Wanted(), there[0])
+                return lambda: train_and_test(cifar.read_cifar(there[0]), Wanted(), there[0])
         if folder in idx.FOLDERS:
             raws = [raw for each in (own, place / idx.FOLDERS[folder]) if (raw := idx.idx_in(each))]
             if raws:
-                return train_and_test(idx.read_idx(raws[0]), Wanted(), raws[0])
+                return lambda: train_and_test(idx.read_idx(raws[0]), Wanted(), raws[0])
         if folder == "svhn" and svhn.svhn_in(place):
-            return train_and_test(svhn.read_svhn(place), Wanted(), place)
+            return partial(_svhn, place)
     return None
+
+
+def _svhn(place: Path) -> tuple[Source, Source]:
+    return train_and_test(svhn.read_svhn(place), Wanted(), place)

@@ -29,6 +29,28 @@ def draw(groups: Sequence[Group], file: Path) -> list[Path]:
     accuracies as heat maps. Existing files are replaced. Returns the files; raises RequestError where no group has
     figures to draw.
     """
+    figures = {file: (TAG, figure(groups))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pairs = pairs_figures(groups)
+    for number, (title, drawn) in enumerate(pairs.items()):
+        name = f"{file.stem}-pairs{number + 1 if len(pairs) > 1 else ''}.png"
+        figures[file.with_name(name)] = (title, drawn)
+
+    from torch.utils.tensorboard import SummaryWriter  # late: a second to import
+
+    folder = file.with_suffix("")
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    for path, (tag, drawn) in figures.items():
+        drawn.savefig(path)
+        writer.add_image(tag, to_array(drawn), dataformats="HWC")  # type: ignore[no-untyped-call]
+    writer.close()  # type: ignore[no-untyped-call]
+    return list(figures)
+
+
+def figure(groups: Sequence[Group]) -> Figure:
+    """Accuracy against trainable parameters. Raises RequestError where no group has figures to draw."""
     panels: dict[str, list[Point]] = {}
     for group in groups:
         trained, accuracies = group.mean("trainable_parameters"), group.values(group.measures[0])
@@ -40,24 +62,7 @@ def draw(groups: Sequence[Group], file: Path) -> list[Path]:
             )
     if not panels:
         raise RequestError("there is no finished run to draw")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figures = {file: (TAG, accuracy_cost_figure(panels))}
-    pairs = pairs_figures(groups)
-    for number, (title, figure) in enumerate(pairs.items()):
-        name = f"{file.stem}-pairs{number + 1 if len(pairs) > 1 else ''}.png"
-        figures[file.with_name(name)] = (title, figure)
-
-    from torch.utils.tensorboard import SummaryWriter  # late: a second to import
-
-    folder = file.with_suffix("")
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-    for path, (tag, figure) in figures.items():
-        figure.savefig(path)
-        writer.add_image(tag, to_array(figure), dataformats="HWC")  # type: ignore[no-untyped-call]
-    writer.close()  # type: ignore[no-untyped-call]
-    return list(figures)
+    return accuracy_cost_figure(panels)
 
 
 def pairs_figures(groups: Sequence[Group]) -> dict[str, Figure]:

@@ -87,6 +87,7 @@ def main() -> None:
         compared = f"clsim compare ({options.runs:,} runs)"
         commands: dict[str, tuple[str, ...]] = {f"clsim {' '.join(command)}": command for command in COMMANDS}
         commands |= {"clsim run (finished)": FINISHED, compared: ("compare", "many")}
+        commands[f"clsim runs ({options.runs:,} runs)"] = ("runs", "many")
         for title, command in commands.items():
             arguments = ["-m", "clsim", *command]
             seconds(arguments, folder)  # the first one reads files from disk and compiles them
