@@ -1,4 +1,4 @@
-"""The command line: `clsim run | tune | list | show | compare | verify | pretrain | cache`.
+"""The command line: `clsim run | tune | list | show | compare | report | verify | pretrain | cache`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -110,6 +110,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compare.add_argument("--format", choices=("table", "md", "csv"), default="table")
     plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
     compare.add_argument("--plot", metavar="FILE.png", help=plot)
+    report = command("report", "write finished runs as one HTML file, with tables and pictures, for a browser")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
+    report.add_argument("--out", metavar="FILE.html", default="report.html", help="the file (default report.html)")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    report.add_argument("--watch", action="store_true", help="write it again every few seconds, until Ctrl-C")
     verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
     pretrain = command("pretrain", "train a bundled backbone again from public images")
@@ -172,6 +177,7 @@ def _dispatch(argv: list[str]) -> int:
         "list": _list,
         "show": _show,
         "compare": _compare,
+        "report": _report,
         "verify": _verify,
         "pretrain": _pretrain,
         "cache": _cache,
@@ -310,6 +316,21 @@ def _compare(given: argparse.Namespace) -> int:
         from clsim.recorders import comparison  # late: matplotlib
 
         comparison.draw(compare.group(compare.find(runs)[0]), Path(given.plot))
+    return DONE
+
+
+def _report(given: argparse.Namespace) -> int:
+    from clsim.recorders import report
+
+    runs, out = [Path(run) for run in given.runs], Path(given.out).expanduser()
+    report.write(runs, out, report.SECONDS if given.watch else 0)
+    print(out, flush=True)
+    if given.open:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
+    if given.watch:
+        report.watch(runs, out)
     return DONE
 
 

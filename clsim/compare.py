@@ -54,11 +54,15 @@ class Group:
         figures = self.runs[0].figures
         return next((names for names in (ADAPTATION, BASE_TO_NEW) if names[0] in figures), METRICS)
 
+    def by_seed(self, name: str) -> dict[int, float]:
+        """Seed -> a metric or a cost of its run; without the runs for which it is undefined."""
+        same = "forgetting" if name == SINCE_LEARNED else name  # runs without it have the same value under that name
+        found = {int(run.summary["seed"]): run.figures.get(name, run.figures.get(same)) for run in self.runs}
+        return {seed: float(value) for seed, value in found.items() if isinstance(value, int | float)}
+
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it is undefined."""
-        same = "forgetting" if name == SINCE_LEARNED else name  # runs without it have the same value under that name
-        found = [run.figures.get(name, run.figures.get(same)) for run in self.runs]
-        return [float(value) for value in found if isinstance(value, int | float)]
+        return list(self.by_seed(name).values())
 
     @property
     def by_test_set(self) -> float | None:
@@ -81,7 +85,7 @@ def report(paths: Sequence[Path], style: str = "table") -> str:
     Raises RequestError if there is no run, or if a file of a run is missing or broken.
     """
     finished, unfinished = find(paths)
-    groups = group(_with_gains(finished))
+    groups = group(with_gains(finished))
     if style == "csv":
         return _csv(groups)
     blocks = [_markdown(groups)] if style == "md" and groups else []
@@ -125,7 +129,7 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     return runs, unfinished
 
 
-def _with_gains(runs: Sequence[Run]) -> list[Run]:
+def with_gains(runs: Sequence[Run]) -> list[Run]:
     """The runs; one without an adaptation_gain gets it from the BASELINE run of its scenario, backbone and seed."""
     baselines = [run for run in runs if run.summary["strategy"] == BASELINE]
     accuracy = {_source(run): run.figures.get("target_accuracy") for run in baselines}
@@ -219,7 +223,7 @@ class _Varying:
 # tables
 
 
-def _measures(groups: Sequence[Group]) -> list[str]:
+def shown_measures(groups: Sequence[Group]) -> list[str]:
     """The metrics to show as columns: those of every group's scenario, and DETECTION if a method detects tasks."""
     names = list(dict.fromkeys(name for each in groups for name in each.measures))
     if any(SINCE_LEARNED in run.figures for each in groups for run in each.runs):
@@ -258,7 +262,7 @@ def _percent(values: Sequence[float]) -> str:
 
 def _table(groups: Sequence[Group]) -> str:
     """Aligned columns; each word of a heading is on a separate line."""
-    rows = [_cells(each, _measures(groups)) for each in groups]
+    rows = [_cells(each, shown_measures(groups)) for each in groups]
     headings = [heading.split() for heading in rows[0]]
     height = max(map(len, headings))
     lines = [[([""] * (height - len(words)) + words)[i] for words in headings] for i in range(height)]
@@ -275,7 +279,7 @@ def _table(groups: Sequence[Group]) -> str:
 
 def _markdown(groups: Sequence[Group]) -> str:
     """One table, with the scenario as a column."""
-    rows = [{"scenario": each.scenario, **_cells(each, _measures(groups))} for each in groups]
+    rows = [{"scenario": each.scenario, **_cells(each, shown_measures(groups))} for each in groups]
     columns = list(rows[0])
     marks = ["---" if name in ("scenario", "strategy", "backbone") else "---:" for name in columns]
     lines = [columns, marks, *([text.replace("|", "\\|") for text in row.values()] for row in rows)]
@@ -291,7 +295,7 @@ def _csv(groups: Sequence[Group]) -> str:
     for each in groups:
         row = {"scenario": each.scenario, "strategy": each.strategy, "backbone": each.runs[0].summary["backbone"]}
         row["seeds"] = len(each.runs)
-        for name in _measures(groups):
+        for name in shown_measures(groups):
             values = each.values(name)
             mean, half = mean_and_interval(values) if values else (None, None)
             row[f"{name}_percent"] = None if mean is None else round(100 * mean, 4)
