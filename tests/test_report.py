@@ -195,16 +195,18 @@ def test_axes_by_hand() -> None:
 
 
 def test_a_curve_by_hand() -> None:
-    picture = svg.curves([svg.Curve("a", [(1, 50, 0), (2, 90, 10)], 3)], "after experience", "accuracy, %", whole=True)
+    picture = svg.curves(
+        [svg.Curve("alpha", "a", [(1, 50, 0), (2, 90, 10)], 3)], "after experience", "accuracy, %", whole=True
+    )
     # the plot is 194 high from 208 up to 14, for 50 to 100 %; 54 to 336.4 wide, because the name needs 7.6 and 12
     assert '<polyline points="54,208 336.4,52.8" class="line"/>' in picture
     assert '<polygon points="54,208 336.4,14 336.4,91.6 54,208" class="band"/>' in picture
     assert 'class="s3"' in picture and '<text x="346.4" y="56.8" class="s3 name">a</text>' in picture
-    assert "polygon" not in svg.curves([svg.Curve("a", [(1, 50, None), (2, 90, None)], 0)], "x", "y")
+    assert "polygon" not in svg.curves([svg.Curve("alpha", "a", [(1, 50, None), (2, 90, None)], 0)], "x", "y")
 
 
 def test_a_scatter_by_hand() -> None:
-    points = [svg.Point("free", 0, 80, None, None, 0), svg.Point("all", 1e6, 60, None, 10, 1)]
+    points = [svg.Point("free lunch", "free", 0, 80, None, None, 0), svg.Point("all", "all", 1e6, 60, None, 10, 1)]
     picture = svg.scatter(points, "parameters", "accuracy, %", log=True)
     # 0 is 10 after the start of the axis, and a million 36 after it; y goes from 50 to 80 %, 194 / 30 units each
     assert '<circle cx="56" cy="14" r="4.5" class="dot"/>' in picture
@@ -244,7 +246,7 @@ def test_labels_of_curves_keep_their_order_and_their_distance() -> None:
 
 
 def test_names_of_points_cover_no_other_and_nothing_drawn() -> None:
-    points = [svg.Point(f"method {number}", 50, 50 + number, 3, 3, number) for number in range(6)]
+    points = [svg.Point(f"m {number}", f"method {number}", 50, 50 + number, 3, 3, number) for number in range(6)]
     picture = svg.scatter(points, "x", "y", percentages=True)
     boxes = []
     for x, y, anchor, name in re.findall(
@@ -261,11 +263,27 @@ def test_names_of_points_cover_no_other_and_nothing_drawn() -> None:
     assert all(box[0] >= 0 and box[2] <= svg.WIDTH for box in boxes)
 
 
+def test_many_or_long_names_become_numbers(tmp_path: Path) -> None:
+    for number in range(9):
+        made(tmp_path, "l2p", digest=f"{number:02}", correct=[[9, None], [9 - number, 9]], top_k=number)
+    stream = only_stream(tmp_path)
+    assert [row.label for row in stream.rows] == [str(number) for number in range(1, 10)]
+    text = page_of(tmp_path)
+    assert '<span class="mark s1">2</span> l2p top_k=1' in text and 'class="s1 name">2</text>' in text
+    found = Page(text).text
+    assert "Which of 9 methods has" in found and "Bands are left out for more than 8 methods" in found
+    made(tmp_path / "few", "a_name_that_is_longer")
+    assert only_stream(tmp_path / "few").numbered
+    made(tmp_path / "fewer", "l2p")
+    assert not only_stream(tmp_path / "fewer").numbered
+
+
 def test_curves_are_means_over_learned_experiences(tmp_path: Path) -> None:
     made(tmp_path, seed=0, correct=[[8, None], [6, 9]])
     made(tmp_path, seed=1, correct=[[10, None], [4, 9]])
     (row,) = only_stream(tmp_path).rows
-    (first, first_half), (last, last_half) = row.curve
+    (one, first, first_half), (two, last, last_half) = row.curve
+    assert (one, two) == (1, 2)
     assert (first, last) == (pytest.approx(90), pytest.approx(70))  # 80 and 100; 75 and 65
     # Student's t for 1 degree of freedom is 12.7062; standard errors are 10 and 5
     assert (first_half, last_half) == (pytest.approx(127.062, rel=1e-4), pytest.approx(63.531, rel=1e-4))
@@ -277,13 +295,20 @@ def test_only_what_was_recorded_is_drawn(tmp_path: Path) -> None:
     plain = {figure.title for figure in pictures.figures(only_stream(tmp_path / "a"))}
     assert plain == {"Average accuracy after each experience", "Trade-offs", "Accuracy matrices"}
     usage = [{"event": "log", "name": "prompt_usage", "value": [3, 1]}, {"event": "log", "name": "other", "value": 1.0}]
-    more = {"task_correct": [[10, None], [5, 10]], "confusion": {"target": [[8, 2, 0], [5, 5, 0], [0, 0, 0]]}}
+    anytime = [{"images": 10, "step": 1, "correct": [4, None]}, {"images": 30, "step": 3, "correct": [8, 6]}]
+    more: dict[str, Any] = {
+        "anytime": anytime,
+        "task_correct": [[10, None], [5, 10]],
+        "confusion": {"target": [[8, 2, 0], [5, 5, 0], [0, 0, 0]]},
+    }
     made(tmp_path / "b", matrix=more, records=usage)
     found = {figure.title: figure for figure in pictures.figures(only_stream(tmp_path / "b"))}
-    assert found.keys() - plain == {"Use of prompts", "Detected experience", "Accuracy by class", "Confusion"}
+    recorded = {"Use of prompts", "Detected experience", "Accuracy by class", "Confusion"}
+    assert found.keys() - plain == {*recorded, "Accuracy inside experiences"}
     assert found["Use of prompts"].scale == 75.0
     (row,) = only_stream(tmp_path / "b").rows
     assert row.prompt_usage == [[75.0, 25.0]]
+    assert row.anytime == [(10, pytest.approx(40), None), (30, pytest.approx(70), None)]
     assert row.task_matrix == [[100.0, None], [50.0, 100.0]]
     assert row.confusion is not None and row.confusion[:2].tolist() == [[80.0, 20.0, 0.0], [50.0, 50.0, 0.0]]
     ((_, picture),) = found["Accuracy by class"].pictures

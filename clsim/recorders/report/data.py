@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from clsim import checksums, compare, rundir
 from clsim.errors import RequestError
 from clsim.metrics import accuracy_matrix, mean_and_interval
+from clsim.recorders.report import svg
 from clsim.recorders.report.paired import Difference, difference
 from clsim.results import Run
 
 PROMPT_USAGE = "prompt_usage"  # a list that methods with a pool of prompts log after each experience
+
+
+Place = tuple[float, float, float | None]  # x, a mean in %, and half the width of its interval
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Row:
     """Runs of one method that differ only in their seed."""
 
     name: str
+    label: str  # its name in pictures
     series: int  # its colour
     group: compare.Group
 
@@ -63,12 +68,14 @@ class Row:
         return [_environment(run.directory) for run in self.runs]
 
     @cached_property
-    def curve(self) -> list[tuple[float, float | None]]:
-        """Average accuracy after each experience, in %: mean and half the width of its interval; empty if untested."""
-        found = [_averages(run.matrix) for run in self.runs]
-        if not found[0] or len({len(each) for each in found}) > 1:
-            return []
-        return [_in_percent([each[number] for each in found]) for number in range(len(found[0]))]
+    def curve(self) -> list[Place]:
+        """Average accuracy after experience 1, 2, ...; empty where some that were learned were not tested."""
+        return _places([_averages(run.matrix) for run in self.runs])
+
+    @cached_property
+    def anytime(self) -> list[Place]:
+        """Accuracy on all tested images after so many training images; empty if not recorded at the same numbers."""
+        return _places([_anytime(run.matrix) for run in self.runs])
 
     @cached_property
     def matrix(self) -> list[list[float | None]]:
@@ -126,6 +133,11 @@ class Stream:
     rows: list[Row]
 
     @property
+    def numbered(self) -> bool:
+        """Whether pictures show numbers in place of names, because the names are many or long."""
+        return self.rows[0].label != self.rows[0].name
+
+    @property
     def measures(self) -> list[str]:
         """The metrics, the most important first."""
         names = compare.shown_measures([row.group for row in self.rows])
@@ -163,9 +175,11 @@ def collect(paths: Sequence[Path]) -> Report:
         own = [each for each in groups if each.scenario == name]
         several = len({each.runs[0].summary["backbone"] for each in own}) > 1
         names = [f"{each.strategy} ({each.runs[0].summary['backbone']})" if several else each.strategy for each in own]
-        streams.append(
-            Stream(name, [Row(text, number, each) for number, (text, each) in enumerate(zip(names, own, strict=True))])
-        )
+        short = len(names) <= svg.COLOURS and max(map(len, names)) <= svg.LONGEST
+        labels = names if short else list(map(str, range(1, len(names) + 1)))
+        words = zip(names, labels, strict=True)
+        rows = [Row(*each, number, own[number]) for number, each in enumerate(words)]
+        streams.append(Stream(name, rows))
     return Report(streams, [Unfinished(path_text(path), _progress(path)) for path in unfinished])
 
 
@@ -200,11 +214,28 @@ def _progress(directory: Path) -> str:
     return f"{tested[-1]['experience']} of {total} experiences are finished{text}"
 
 
-def _averages(matrix: Mapping[str, Any]) -> list[float]:
-    """The mean accuracy over the experiences learned, after each; empty where some were not tested."""
+def _averages(matrix: Mapping[str, Any]) -> dict[float, float]:
+    """Number of experiences learned -> the mean accuracy over these; empty where some were not tested."""
     rows = accuracy_matrix(matrix["correct"], matrix["total"])[1 if matrix.get("before") else 0 :]
-    found = [float(np.mean(row[: number + 1])) for number, row in enumerate(rows)]
-    return [] if np.isnan(found).any() else found
+    found: dict[float, float] = {number: float(np.mean(row[:number])) for number, row in enumerate(rows, 1)}
+    return {} if np.isnan(list(found.values())).any() else found
+
+
+def _anytime(matrix: Mapping[str, Any]) -> dict[float, float]:
+    """Number of training images -> the accuracy on all images tested then."""
+    found: dict[float, float] = {}
+    for each in matrix.get("anytime") or []:
+        tested = [pair for pair in zip(each["correct"], matrix["total"], strict=True) if pair[0] is not None]
+        if tested:
+            found[each["images"]] = sum(count for count, _ in tested) / sum(size for _, size in tested)
+    return found
+
+
+def _places(found: Sequence[Mapping[float, float]]) -> list[Place]:
+    """The mean over runs at each x, in %; empty if the runs have other x."""
+    if any(each.keys() != found[0].keys() for each in found):
+        return []
+    return [(x, *_in_percent([each[x] for each in found])) for x in found[0]]
 
 
 def _mean_matrix(counts: Sequence[Any], totals: Sequence[Any]) -> list[list[float | None]]:

@@ -58,6 +58,7 @@ def _stream(stream: Stream) -> dict[str, Any]:
         "question": question(stream),
         "answer": answer(stream),
         "warnings": checks.warnings(rows) + checks.code_notes(rows),
+        "numbered": stream.numbered,
         "measures": [(name.replace("_", " "), "↓" if name in LOWER_IS_BETTER else "↑") for name in measures],
         "costs": [heading for heading, _, _ in COSTS],
         "rows": [(row, [*(_metric(row, name) for name in measures), *_costs(row)]) for row in rows],

@@ -28,30 +28,44 @@ class Figure:
     pictures: list[tuple[str, str]]  # (caption, SVG)
     notes: list[str] = field(default_factory=list)
     scale: float = 0.0  # the end of the colour scale that the pictures share, in %; 0: they have none
-    legend: bool = False  # whether the colours of rows are explained
+    legend: bool = False  # whether the colours and numbers of rows are explained
+    chart: bool = False  # whether pictures are drawn as wide as there is room
 
 
 def figures(stream: Stream) -> list[Figure]:
     """All pictures of a stream for which there are results."""
-    made = (curves(stream), trade_offs(stream), matrices(stream), tasks(stream), classes(stream), confusions(stream))
-    return [each for each in (*made, prompts(stream)) if each is not None]
+    kinds = (curves, anytime, trade_offs, matrices, tasks, classes, confusions, prompts)
+    return [figure for kind in kinds if (figure := kind(stream)) is not None]
 
 
 def curves(stream: Stream) -> Figure | None:
     """Average accuracy after each experience."""
-    found = []
-    for row in stream.rows:
-        if len(row.curve) > 1:
-            places = [(number, mean, half) for number, (mean, half) in enumerate(row.curve, 1)]
-            found.append(svg.Curve(row.name, places, row.series))
+    found = [_curve(stream, row, row.curve) for row in stream.rows if len(row.curve) > 1]
     if not found:
         return None
     picture = svg.curves(found, "after experience", "average accuracy, %", whole=True)
-    notes = ["Mean over the experiences learned so far. Bands: 95 % intervals over seeds, cut off at 0 and 100 %."]
+    notes = [f"Mean over the experiences learned so far. {_intervals('Bands', stream)}"]
     missing = [row.name for row in stream.rows if len(row.curve) < 2]
     if missing:
-        notes.append(f"Without a curve, because they learn everything in one step: {', '.join(missing)}.")
-    return Figure("Average accuracy after each experience", [("", picture)], notes, legend=True)
+        notes.append(
+            f"Without a curve, because not every experience learned was tested each time: {', '.join(missing)}."
+        )
+    return Figure("Average accuracy after each experience", [("", picture)], notes, legend=True, chart=True)
+
+
+def anytime(stream: Stream) -> Figure | None:
+    """Accuracy at the evaluations inside experiences."""
+    found = [_curve(stream, row, row.anytime) for row in stream.rows if len(row.anytime) > 1]
+    if not found:
+        return None
+    picture = svg.curves(found, "training images so far", "accuracy, %")
+    notes = [f"On all images tested then, of the experiences begun so far. {_intervals('Bands', stream)}"]
+    return Figure("Accuracy inside experiences", [("", picture)], notes, legend=True, chart=True)
+
+
+def _curve(stream: Stream, row: Row, places: Sequence[tuple[float, float, float | None]]) -> svg.Curve:
+    shown = [(x, mean, None) for x, mean, _ in places] if _crowded(stream) else places
+    return svg.Curve(row.name, row.label, shown, row.series)
 
 
 def trade_offs(stream: Stream) -> Figure | None:
@@ -69,8 +83,20 @@ def trade_offs(stream: Stream) -> Figure | None:
         if points:
             picture = svg.scatter(points, title, f"{label}, %", log=True)
             pictures.append((f"{label.capitalize()} against {title}: the upper left is best", picture))
-    notes = ["Bars: 95 % intervals over seeds, cut off at the ends of the axes."]
-    return Figure("Trade-offs", pictures, notes, legend=True) if pictures else None
+    notes = [_intervals("Bars", stream)]
+    return Figure("Trade-offs", pictures, notes, legend=True, chart=True) if pictures else None
+
+
+def _intervals(name: str, stream: Stream) -> str:
+    """What bands or bars are."""
+    if _crowded(stream):
+        return f"{name} are left out for more than {svg.COLOURS} methods: the table has the intervals."
+    return f"{name}: 95 % intervals over seeds, cut off at the ends of the axes."
+
+
+def _crowded(stream: Stream) -> bool:
+    """Whether the intervals of so many methods would hide each other."""
+    return len(stream.rows) > svg.COLOURS
 
 
 def _points(stream: Stream, x: str, y: str, scale: int) -> list[svg.Point]:
@@ -81,11 +107,10 @@ def _points(stream: Stream, x: str, y: str, scale: int) -> list[svg.Point]:
         if across and up:
             x_mean, x_half = mean_and_interval(across)
             y_mean, y_half = mean_and_interval(up)
-            x_half, y_half = (None if half is None else 100 * half for half in (x_half, y_half))
-            point = svg.Point(
-                row.name, scale * x_mean, 100 * y_mean, x_half if scale == 100 else None, y_half, row.series
-            )
-            found.append(point)
+            halves = [None if half is None or _crowded(stream) else 100 * half for half in (x_half, y_half)]
+            x_half, y_half = halves if scale == 100 else (None, halves[1])
+            at = (scale * x_mean, 100 * y_mean, x_half, y_half)
+            found.append(svg.Point(row.name, row.label, *at, row.series))
     return found
 
 
@@ -126,13 +151,13 @@ def classes(stream: Stream) -> Figure | None:
     shown = np.sort(hardest) if len(hardest) == len(tested) else hardest
     names = class_names(found[0][0], len(values))
     picture = svg.heat_map(
-        _cells(values[shown]), [names[number] for number in shown], [row.name for row, _ in found], "class", "method"
+        _cells(values[shown]), [names[number] for number in shown], [row.label for row, _ in found], "class", "method"
     )
     notes = ["The share of each class's target images that were classified correctly, over all seeds."]
     if len(shown) < len(tested):
         few = f"The {len(shown)} of {len(tested)} classes with the lowest mean."
         notes.append(f"{few} Confusion is drawn for at most {MOST_CLASSES} classes.")
-    return Figure("Accuracy by class", [("", picture)], notes, scale=100.0)
+    return Figure("Accuracy by class", [("", picture)], notes, scale=100.0, legend=stream.numbered)
 
 
 def confusions(stream: Stream) -> Figure | None:

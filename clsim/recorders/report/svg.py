@@ -26,17 +26,22 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Curve(NamedTuple):
-    """A line with a band: places with x, a mean, and half the width of its interval, None where there is none."""
+    """A line with a band: places with x, a mean, and half the width of its interval, None where there is none.
+
+    `label` is its name in the picture, where there is less room than for `name`.
+    """
 
     name: str
+    label: str
     places: Sequence[tuple[float, float, float | None]]
     series: int
 
 
 class Point(NamedTuple):
-    """A point with an interval for each axis, half its width; None where there is none."""
+    """A point with an interval for each axis, half its width; None where there is none. `label` as in Curve."""
 
     name: str
+    label: str
     x: float
     y: float
     x_half: float | None
@@ -111,25 +116,27 @@ def name_of(text: str, longest: int = LONGEST) -> str:
 def curves(found: Sequence[Curve], x_title: str, y_title: str, whole: bool = False) -> str:
     """Lines over x with bands, and their names at the right ends; `whole`: x has only whole numbers."""
     labelled = len(found) <= MOST_LABELS
-    widest = max(len(name_of(each.name)) for each in found) if labelled else 0
+    widest = max(len(each.label) for each in found) if labelled else 0
     right = WIDTH - 12 - widest * BOLD
     lows, highs = ([y + sign * (half or 0) for each in found for _, y, half in each.places] for sign in (-1, 1))
     y = linear(lows + highs, BOTTOM, TOP, 0, 100)
     across = [place[0] for each in found for place in each.places]
     x = _whole(across, LEFT + 8, right) if whole else linear(across, LEFT, right)
     parts = [_frame(x, y, x_title, y_title, right)]
+    for each in found:  # first, so that no band covers a line
+        upper, lower = ([(x.at(a), y.at(b + sign * (half or 0))) for a, b, half in each.places] for sign in (1, -1))
+        if any(half for _, _, half in each.places):
+            band = f'<polygon points="{_path(upper + lower[::-1])}" class="band"/>'
+            parts.append(f"<g {_series(each.series)}>{band}</g>")
     for each in found:
         line = [(x.at(a), y.at(b)) for a, b, _ in each.places]
-        upper, lower = ([(x.at(a), y.at(b + sign * (half or 0))) for a, b, half in each.places] for sign in (1, -1))
         dots = "".join(f'<circle cx="{_n(a)}" cy="{_n(b)}" r="2.5" class="dot"/>' for a, b in line)
-        band = any(half for _, _, half in each.places)
-        shade = f'<polygon points="{_path(upper + lower[::-1])}" class="band"/>' if band else ""
         stroke = f'<polyline points="{_path(line)}" class="line"/>'
-        parts.append(f"<g {_series(each.series)}><title>{escape(each.name)}</title>{shade}{stroke}{dots}</g>")
+        parts.append(f"<g {_series(each.series)}><title>{escape(each.name)}</title>{stroke}{dots}</g>")
     if labelled:
         wanted = [y.at(each.places[-1][1]) for each in found]
         for each, height in zip(found, spread(wanted, TOP, BOTTOM), strict=True):
-            text = escape(name_of(each.name))
+            text = escape(each.label)
             parts.append(f'<text x="{_n(right + 6)}" y="{_n(height + 4)}" {_series(each.series, "name")}>{text}</text>')
     return _picture(parts, f"{y_title} over {x_title}: {', '.join(each.name for each in found)}")
 
@@ -153,7 +160,7 @@ def scatter(
     limits = (0.0, 100.0) if percentages else ()
     x = logarithmic([each.x for each in points], LEFT, right) if log else linear(places, LEFT, right, *limits)
     parts = [_frame(x, y, x_title, y_title, right)]
-    taken = []
+    dots, all_lines = [], []
     for each in points:
         at, height = x.at(each.x), y.at(each.y)
         lines = []
@@ -161,12 +168,13 @@ def scatter(
             lines.append((at, y.at(each.y + each.y_half), at, y.at(each.y - each.y_half)))
         if each.x_half is not None:
             lines.append((x.at(each.x - each.x_half), height, x.at(each.x + each.x_half), height))
-        taken += [*lines, (at - 5, height - 5, at + 5, height + 5)]
+        dots.append((at - 5, height - 5, at + 5, height + 5))
+        all_lines += lines
         tip = f"{each.name}: {x_title} {short(each.x) if log else f'{each.x:.1f}'}, {y_title} {each.y:.1f}"
         dot = f'<circle cx="{_n(at)}" cy="{_n(height)}" r="4.5" class="dot"/>'
         bars = "".join(map(_bar, lines))
         parts.append(f"<g {_series(each.series)}><title>{escape(tip)}</title>{bars}{dot}</g>")
-    parts += _names([(each, x.at(each.x), y.at(each.y)) for each in points], taken)
+    parts += _names([(each, x.at(each.x), y.at(each.y)) for each in points], dots, all_lines)
     return _picture(parts, f"{y_title} against {x_title}: {', '.join(each.name for each in points)}")
 
 
@@ -279,25 +287,31 @@ def _frame(x: Axis, y: Axis, x_title: str, y_title: str, right: float) -> str:
     return "".join([*parts, _upright(12, (TOP + BOTTOM) / 2, y_title)])
 
 
-def _names(placed: Sequence[tuple[Point, float, float]], drawn: Sequence[Box]) -> list[str]:
-    """The points' names, each at the first place where it covers nothing; without a free place, a name is left out."""
-    taken = list(drawn)
+PLACES = (  # of a point's name: to the right, below, and where the text is anchored; the best first
+    *((8, 4, "start"), (-8, 4, "end"), (7, -7, "start"), (7, 15, "start"), (-7, -7, "end"), (-7, 15, "end")),
+    *((0, -10, "middle"), (0, 20, "middle"), (7, -20, "start"), (7, 28, "start"), (-7, -20, "end"), (-7, 28, "end")),
+)
+
+
+def _names(placed: Sequence[tuple[Point, float, float]], dots: Sequence[Box], lines: Sequence[Box]) -> list[str]:
+    """The points' labels, each where it covers no dot, no other label and few lines; left out where it would."""
+    taken = list(dots)
     parts = []
     for each, at, height in placed:
-        text = name_of(each.name)
-        width = len(text) * BOLD
-        for dx, dy, anchor in (
-            *((8, 4, "start"), (-8, 4, "end"), (7, -7, "start"), (7, 15, "start"), (-7, -7, "end"), (-7, 15, "end")),
-            *((0, -10, "middle"), (0, 20, "middle"), (7, -20, "start"), (7, 28, "start"), (-7, -20, "end")),
-        ):
-            start = at + dx - (0 if anchor == "start" else width if anchor == "end" else width / 2)
+        width = len(each.label) * BOLD
+        boxes = {}
+        for dx, dy, anchor in PLACES:
+            start = at + dx - {"start": 0, "end": width, "middle": width / 2}[anchor]
             box = (start, height + dy - 10, start + width, height + dy + 3)
-            inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= BOTTOM
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                place = f'x="{_n(at + dx)}" y="{_n(height + dy)}" text-anchor="{anchor}"'
-                parts.append(f"<text {place} {_series(each.series, 'name')}>{escape(text)}</text>")
-                break
+            if box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= BOTTOM:
+                boxes[dx, dy, anchor] = box
+        free = {place: box for place, box in boxes.items() if not any(_overlap(box, other) for other in taken)}
+        if free:
+            covered = {place: sum(_overlap(box, line) for line in lines) for place, box in free.items()}
+            dx, dy, anchor = best = min(covered, key=lambda place: covered[place])
+            taken.append(boxes[best])
+            place = f'x="{_n(at + dx)}" y="{_n(height + dy)}" text-anchor="{anchor}"'
+            parts.append(f"<text {place} {_series(each.series, 'name')}>{escape(each.label)}</text>")
     return parts
 
 
