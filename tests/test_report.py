@@ -269,7 +269,7 @@ def test_many_or_long_names_become_numbers(tmp_path: Path) -> None:
     stream = only_stream(tmp_path)
     assert [row.label for row in stream.rows] == [str(number) for number in range(1, 10)]
     text = page_of(tmp_path)
-    assert '<span class="mark s1">2</span> l2p top_k=1' in text and 'class="s1 name">2</text>' in text
+    assert '<span class="mark s1">2</span><span>l2p top_k=1</span>' in text and 'class="s1 name">2</text>' in text
     found = Page(text).text
     assert "Which of 9 methods has" in found and "Bands are left out for more than 8 methods" in found
     made(tmp_path / "few", "a_name_that_is_longer")

@@ -28,7 +28,7 @@ document.querySelectorAll("section.stream").forEach(function (stream) {
     heading.setAttribute("aria-sort", order);
     const rows = Array.from(body.rows).sort(function (a, b) {
       const [left, right] = [a.cells[column], b.cells[column]];
-      if (isText) return sign * left.textContent.localeCompare(right.textContent);
+      if (isText) return sign * left.textContent.localeCompare(right.textContent, undefined, { numeric: true });
       const [x, y] = [left.dataset.order, right.dataset.order];
       if (x === "" || y === "") return (x === "") - (y === ""); // rows without a value come last
       return sign * (Number(x) - Number(y));

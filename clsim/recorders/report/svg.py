@@ -212,13 +212,14 @@ def heat_map(
             height_of = top + (number + 0.5) * cell + 4
             parts.append(f'<text x="{_n(left - 5)}" y="{_n(height_of)}" text-anchor="end">{escape(name)}</text>')
     parts += [f'<text x="{_n(left)}" y="12" class="muted">{escape(column_title)}</text>']
-    middle = top + cell * len(rows) / 2
+    middle = max(top + cell * len(rows) / 2, len(row_title) * CHARACTER / 2 + 4)
     parts += [_upright(12, middle, row_title)]
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             tip = f"{rows[i]}, {columns[j]}"
             parts.append(_cell((left + j * cell, top + i * cell), cell, value, most, tip))
-    return _picture(parts, f"{row_title} by {column_title}", width, max(height, len(row_title) * CHARACTER + 8))
+    height = max(height, middle + len(row_title) * CHARACTER / 2 + 4)
+    return _picture(parts, f"{row_title} by {column_title}", width, height)
 
 
 def _cell(place_of: tuple[float, float], size: float, value: float | None, most: float, tip: str) -> str:
