@@ -172,6 +172,15 @@ def test_the_table_of_differences_has_every_reference(tmp_path: Path) -> None:
     assert "-26.7 ± 14.3" in Page(text).text
 
 
+def test_of_very_many_rows_only_the_first_are_references(tmp_path: Path, monkeypatch: Any) -> None:
+    made(tmp_path, "finetune", 0, [[9, None], [4, 4]])
+    made(tmp_path, "l2p", 0, [[9, None], [7, 7]])
+    monkeypatch.setattr(page, "MOST_REFERENCES", 1)
+    assert page.differences(only_stream(tmp_path))[0] == [[["reference", False], ["-30.0", False]]]
+    text = page_of(tmp_path)
+    assert text.count("<option") == 1 and "(the first 1 methods)" in Page(text).text
+
+
 def test_the_answer_says_when_the_order_may_be_chance(tmp_path: Path) -> None:
     for seed in (0, 1):
         made(tmp_path, "finetune", seed, [[9, None], [5 + seed, 5]])

@@ -16,7 +16,6 @@ from clsim import checksums, compare, rundir
 from clsim.errors import RequestError
 from clsim.metrics import accuracy_matrix, mean_and_interval
 from clsim.recorders.report import svg
-from clsim.recorders.report.paired import Difference, difference
 from clsim.results import Run
 
 PROMPT_USAGE = "prompt_usage"  # a list that methods with a pool of prompts log after each experience
@@ -119,10 +118,6 @@ class Row:
         if not all(isinstance(each, list) and sum(each) for each in found):
             return []
         return [[100 * count / sum(each) for count in each] for each in found]
-
-    def difference(self, name: str, reference: "Row") -> Difference | None:
-        """The paired difference to another row, in the unit of the metric; None if no seed has both values."""
-        return difference(self.group.by_seed(name), reference.group.by_seed(name))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from clsim.listing import size_text
 from clsim.metrics import SINCE_LEARNED, mean_and_interval
 from clsim.recorders.report import checks, pictures
 from clsim.recorders.report.data import Report, Row, Stream
-from clsim.recorders.report.paired import Difference
+from clsim.recorders.report.paired import Difference, difference
 from clsim.version import VERSION
 
 MOST_NAMES = 8  # in the question
+MOST_REFERENCES = 50  # with more, the page would have too many differences
 LOWER_IS_BETTER = ("forgetting", SINCE_LEARNED)
 COSTS = (  # heading, figure, form
     ("trainable parameters", "trainable_parameters", "{:,.0f}"),
@@ -63,6 +64,7 @@ def _stream(stream: Stream) -> dict[str, Any]:
         "costs": [heading for heading, _, _ in COSTS],
         "rows": [(row, [*(_metric(row, name) for name in measures), *_costs(row)]) for row in rows],
         "differences": differences(stream),
+        "references": rows[:MOST_REFERENCES],
         "figures": pictures.figures(stream),
         "setting_names": names,
         "settings": values,
@@ -98,7 +100,7 @@ def answer(stream: Stream) -> str:
     if len(stream.rows) == 1:
         return text
     second = stream.rows[1]
-    found = first.difference(measure, second)
+    found = difference(first.group.by_seed(measure), second.group.by_seed(measure))
     if found is None:
         return f"{text} It has no seed in common with {second.name}, the second."
     text += f" The difference from {second.name}, the second, is {points(found)} points"
@@ -109,18 +111,24 @@ def answer(stream: Stream) -> str:
 
 
 def differences(stream: Stream) -> list[list[list[list[Any]]]]:
-    """For each metric, reference and row: the text of the paired difference, and whether its interval excludes 0."""
-    return [
-        [[_shown(row, name, reference) for row in stream.rows] for reference in stream.rows] for name in stream.measures
-    ]
+    """For each metric, reference and row: the text of the paired difference, and whether its interval excludes 0.
+
+    References are the first MOST_REFERENCES rows.
+    """
+    found = []
+    for name in stream.measures:
+        values = [row.group.by_seed(name) for row in stream.rows]
+        references = values[:MOST_REFERENCES]
+        found.append([[_shown(each, reference) for each in values] for reference in references])
+    return found
 
 
-def _shown(row: Row, name: str, reference: Row) -> list[Any]:
-    if not row.group.values(name) or not reference.group.values(name):
+def _shown(values: dict[int, float], reference: dict[int, float]) -> list[Any]:
+    if not values or not reference:
         return ["", False]
-    if row is reference:
+    if values is reference:
         return ["reference", False]
-    found = row.difference(name, reference)
+    found = difference(values, reference)
     return ["no common seed", False] if found is None else [points(found), found.clear]
 
 
