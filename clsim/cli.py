@@ -1,4 +1,4 @@
-"""The command line: `clsim run | tune | list | show | runs | compare | verify | pretrain | cache | doctor`.
+"""The command line: `clsim run | tune | list | show | runs | compare | report | verify | pretrain | cache | doctor`.
 
 Heavy packages are imported only when a command needs them: `--help`, `list` and `show` import no torch and no NumPy.
 """
@@ -8,15 +8,15 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from clsim import openmp
+from clsim.arguments import apart, parsers
 from clsim.errors import PeerLost, RequestError, RunFailed, unknown
-from clsim.options import ENGINES, OPTIONS, flag, require_utf8
+from clsim.options import ENGINES, OPTIONS, require_utf8
 from clsim.terminal import forgiving
-from clsim.version import VERSION
 
 if TYPE_CHECKING:
     from clsim import known
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from clsim.results import Run
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-
-FIELDS_HELP = "x=1 or --x 1 sets a field of the strategy, l2p.x=1 of one among several, scenario.x=1 of the scenario"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,107 +75,8 @@ def _one_line(error: Exception) -> str:
 # arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises RequestError for mistakes, and that has its options by name."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.known: list[str] = []
-        self.actions: list[argparse.Action] = []
-        super().__init__(allow_abbrev=False, **settings)
-
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        self.known += [name for name in names if name.startswith("--")]
-        self.actions.append(super().add_argument(*names, **settings))
-        return self.actions[-1]
-
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(message)
-
-
-Command = Callable[[str, str], _Parser]  # name and help -> the new parser of a command
-
-
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    """The parser of `clsim`, and the parsers of its commands."""
-    top = _Parser(prog="clsim", description="Continual learning and domain adaptation on frozen transformers.")
-    top.add_argument("--version", action="version", version=f"clsim {VERSION}")
-    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-
-    def command(name: str, what: str) -> _Parser:
-        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-
-    run = command("run", "run strategies on a scenario; repeat the command to continue an interrupted run")
-    _add_options(run, OPTIONS)
-    what = "GPUs of this machine, or processes with --device cpu, that work on one run together (default 1)"
-    run.add_argument("--devices", metavar="N", help=what)
-    run.add_argument("--config", metavar="FILE.toml", help="file of options and fields; the command line overrides it")
-    run.add_argument("--fresh", action="store_true", help="delete the contents of the run directory and start again")
-    run.add_argument("--dry-run", action="store_true", help="check everything and show the runs without running them")
-    run.add_argument("--quiet", action="store_true", help="print only errors, and the last table of several runs")
-    tune = command("tune", "choose settings on validation images, then run the chosen ones with every seed")
-    _add_options(tune, [name for name in OPTIONS if name not in ("validation", "note")])
-    what = "experiences of the training stream on which settings are compared (default 3)"
-    tune.add_argument("--tune-experiences", metavar="N|all", default="3", help=what)
-    what = "how settings are tried: grid (default), random, tpe"
-    tune.add_argument("--search", metavar="NAME", choices=("grid", "random", "tpe"), default="grid", help=what)
-    tune.add_argument("--trials", metavar="N", default="20", help="settings of a random or TPE search (default 20)")
-    _add_readers(command)
-    pretrain = command("pretrain", "train a bundled backbone again from public images")
-    pretrain.add_argument("name", metavar="NAME")
-    pretrain.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
-    pretrain.add_argument("--out", metavar="DIR", help="checkpoints and weights go to DIR/pretrain/NAME (default runs)")
-    pretrain.add_argument("--threads", metavar="N", help="CPU threads")
-    pretrain.add_argument("fields", nargs="*", metavar="field=value", help="fields of the recipe")
-    return top, commands.choices
-
-
-def _add_readers(command: Command) -> None:
-    """The commands that read what is there."""
-    listing = command("list", "list scenarios, strategies, parts and backbones")
-    listing.add_argument("section", nargs="?", metavar="scenarios|strategies|parts|backbones")
-    show = command("show", "describe a strategy, scenario, part or backbone, with its fields and presets")
-    show.add_argument("name", metavar="NAME")
-    runs = command("runs", "list the runs of a folder: their states, how far they are, and their accuracies")
-    runs.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (default runs)")
-    runs.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    compare = command("compare", "compare finished runs in a table, with the mean over seeds")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
-    compare.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
-    compare.add_argument("--long", action="store_true", help="with csv and json: a row for each run, not for each mean")
-    plot = "plot accuracy against trainable parameters; also for TensorBoard, in the folder FILE without .png"
-    compare.add_argument("--plot", metavar="FILE.png", help=plot)
-    verify = command("verify", "check every file of runs against its checksum; exit status 1 if one is broken")
-    verify.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders that contain some")
-    what = "also evaluate the final learner on its test stream again, and compare the counts with the recorded ones"
-    verify.add_argument("--evaluate", action="store_true", help=what)
-    cache = command("cache", "show the contents of the cache of decoded images and features")
-    cache.add_argument("--clear", action="store_true", help="empty it")
-    cache.add_argument(
-        "--verify", action="store_true", help="read all of it; set what is broken aside, to be made again"
-    )
-    doctor = command("doctor", "show versions, devices, caches and data sets of this machine")
-    doctor.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: CLSIM_DATA_DIR)")
-    what = "print a script that completes commands, options and names in a shell"
-    command("completion", what).add_argument("shell", choices=("bash", "zsh", "fish"))
-
-
-def _add_options(parser: _Parser, names: Iterable[str]) -> None:
-    """The options of a run with these names, and what is the same for all commands that run."""
-    for name in names:
-        each = OPTIONS[name]
-        action = "append" if name == "with" else "store"  # `--with A --with B` is `--with A,B`
-        parser.add_argument(flag(name), action=action, metavar=each.metavar, help=each.help)
-    what = "runs at the same time, in processes of this machine (default 1)"
-    parser.add_argument("--jobs", metavar="N|auto", help=what)
-    what = "runs on a Ray cluster (default: a local one)"
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=what)
-    what = "each run is a SLURM job: partition=gpu,time=4:00:00"
-    parser.add_argument("--slurm", metavar="NAME=VALUE,...", help=what)
-    parser.add_argument("fields", nargs="*", metavar="field=value", help=FIELDS_HELP)
-
-
 def _dispatch(argv: list[str]) -> int:
-    top, parsers = _parsers()
+    top, known_commands = parsers()
     for argument in argv:
         require_utf8("an argument", argument)
     if not argv:
@@ -185,13 +84,13 @@ def _dispatch(argv: list[str]) -> int:
         return DONE
     name, *rest = argv
     try:
-        if name not in parsers:
+        if name not in known_commands:
             if name.startswith("-"):
                 top.parse_args(argv)  # --help and --version end here
-            raise unknown("command", name, parsers)
-        rest, fields = _apart(rest, parsers[name]) if name in ("run", "tune") else (rest, [])
+            raise unknown("command", name, known_commands)
+        rest, fields = apart(rest, known_commands[name]) if name in ("run", "tune") else (rest, [])
         # intermixed: fields may be anywhere among the options
-        given, left = parsers[name].parse_known_intermixed_args(rest)
+        given, left = known_commands[name].parse_known_intermixed_args(rest)
         if fields:
             given.fields += fields
     except SystemExit as end:
@@ -199,7 +98,7 @@ def _dispatch(argv: list[str]) -> int:
     if left:
         option = left[0].partition("=")[0]
         if option.startswith("--"):
-            raise unknown("option", option, parsers[name].known)
+            raise unknown("option", option, known_commands[name].known)
         raise RequestError(f"clsim {name} does not take {left[0]!r}")
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "run": _run,
@@ -208,6 +107,7 @@ def _dispatch(argv: list[str]) -> int:
         "show": _show,
         "runs": _runs,
         "compare": _compare,
+        "report": _report,
         "verify": _verify,
         "pretrain": _pretrain,
         "cache": _cache,
@@ -215,23 +115,6 @@ def _dispatch(argv: list[str]) -> int:
         "completion": _completion,
     }
     return actions[name](given)
-
-
-def _apart(arguments: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
-    """Arguments in one form: fields written as options become one word, ``--top-k 3`` -> ``--top-k=3``."""
-    known, fields = [], []
-    needs_value = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        is_field = name.startswith("--") and name not in ("--", "--help", *parser.known)
-        if is_field:
-            fields.append(argument if equals else f"{argument}=")
-        elif needs_value and not argument.startswith("--"):
-            fields[-1] += argument
-        else:
-            known.append(argument)
-        needs_value = is_field and not equals
-    return known, fields
 
 
 # commands that run
@@ -380,6 +263,21 @@ def _compare(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _report(given: argparse.Namespace) -> int:
+    from clsim.recorders import report
+
+    runs, out = [Path(run) for run in given.runs], Path(given.out).expanduser()
+    report.write(runs, out, report.SECONDS if given.watch else 0)
+    print(out, flush=True)
+    if given.open:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
+    if given.watch:
+        report.watch(runs, out)
+    return DONE
+
+
 # commands that read
 
 
@@ -439,5 +337,5 @@ def _doctor(given: argparse.Namespace) -> int:
 def _completion(given: argparse.Namespace) -> int:
     from clsim import completion
 
-    print(completion.script(given.shell, {name: parser.actions for name, parser in _parsers()[1].items()}))
+    print(completion.script(given.shell, {name: parser.actions for name, parser in parsers()[1].items()}))
     return DONE

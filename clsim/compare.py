@@ -57,11 +57,15 @@ class Group:
         figures = self.runs[0].figures
         return next((names for names in (ADAPTATION, BASE_TO_NEW, ONLINE) if names[0] in figures), METRICS)
 
+    def by_seed(self, name: str) -> dict[int, float]:
+        """Seed -> a metric or a cost of its run; without the runs for which it is undefined."""
+        same = "forgetting" if name == SINCE_LEARNED else name  # runs without it have the same value under that name
+        found = {int(run.summary["seed"]): run.figures.get(name, run.figures.get(same)) for run in self.runs}
+        return {seed: float(value) for seed, value in found.items() if isinstance(value, int | float)}
+
     def values(self, name: str) -> list[float]:
         """A metric or a cost of every run; empty where it is undefined."""
-        same = "forgetting" if name == SINCE_LEARNED else name  # runs without it have the same value under that name
-        found = [run.figures.get(name, run.figures.get(same)) for run in self.runs]
-        return [float(value) for value in found if isinstance(value, int | float)]
+        return list(self.by_seed(name).values())
 
     @property
     def by_test_set(self) -> float | None:
@@ -132,7 +136,7 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     return runs, unfinished
 
 
-def _with_gains(runs: Sequence[Run]) -> list[Run]:
+def with_gains(runs: Sequence[Run]) -> list[Run]:
     """The runs; one without an adaptation_gain gets it from the BASELINE run of its scenario, backbone and seed."""
     baselines = [run for run in runs if run.summary["strategy"] == BASELINE]
     accuracy = {_source(run): run.figures.get("target_accuracy") for run in baselines}
@@ -160,7 +164,7 @@ def _key(run: Run) -> str:
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """`group` of runs with their adaptation gains."""
-    return group(_with_gains(runs))
+    return group(with_gains(runs))
 
 
 def group(runs: Iterable[Run]) -> list[Group]:

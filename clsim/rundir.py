@@ -104,15 +104,18 @@ def below(paths: Iterable[Path]) -> list[Path]:
     return list(directories.values())
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a journal, in order; an incomplete last line is left out.
+def read_records(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:
+    """The records of a journal, in order, or only those of some kinds; an incomplete last line is left out.
+
+    Lines of other kinds are not parsed: most of a long journal are steps.
 
     Raises RequestError with the file's name if it is missing or if a complete line is not a record.
     """
+    begins = tuple(f'{{"event": "{kind}"'.encode() for kind in kinds) or b""
     try:
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n"):
+                if line.endswith(b"\n") and line.startswith(begins):
                     record: dict[str, Any] = json.loads(line)
                     if "event" not in record:
                         raise ValueError("a line without an event")

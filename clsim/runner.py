@@ -118,9 +118,8 @@ def run_all(
         if not quiet:
             shared.tell(job)
         text = job.config.to_toml()
-        print(
-            f"{job.directory}{' (finished)' if job.finished else ''}\n{listing.differences(first, text) if first else text}"
-        )
+        about = listing.differences(first, text) if first else text
+        print(f"{job.directory}{' (finished)' if job.finished else ''}", about, sep="\n")
         first = first or text
     return []
 

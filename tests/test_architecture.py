@@ -15,6 +15,7 @@ FILES = [path for folder in ("clsim", "strategies", "scenarios") for path in sor
 FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
+    {"arguments"},
     {"tuning"},
     {"pretrain", "runner", "engines", "avalanche", "known", "reevaluation", "doctor", "inspect_runs"},
     {"shared", "prediction", "summary", "unused"},

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from clsim import cli, listing, plugins
+from clsim import arguments, cli, listing, plugins
 from clsim.backbones import registry
 from clsim.options import OPTIONS, flag
 
@@ -41,7 +41,7 @@ def offered(tmp_path_factory):
 
 
 def test_commands_and_options(offered):
-    _, parsers = cli._parsers()
+    _, parsers = arguments.parsers()
     assert offered("") == list(parsers)
     assert offered("ru") == ["run", "runs"]
     assert set(offered("run", "--")) == {"--help", *parsers["run"].known} > {flag(name) for name in OPTIONS}
@@ -69,7 +69,7 @@ def test_choices_and_files(offered):
 def test_every_script_has_every_command_and_option_and_parses(shell, tmp_path, capsys):
     assert cli.main(["completion", shell]) == 0
     text = capsys.readouterr().out
-    for name, parser in cli._parsers()[1].items():
+    for name, parser in arguments.parsers()[1].items():
         assert re.search(rf"\b{name}\b", text)
         for option in parser.known:
             assert (f"-l {option[2:]}" if shell == "fish" else option) in text

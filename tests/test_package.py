@@ -30,4 +30,5 @@ def test_the_wheel_has_everything_that_a_run_needs(tmp_path):
     files = [path for kind in ("scenarios", "strategies") for path in (ROOT / kind).glob("*.py")]
     plug_ins = {f"clsim/{path.relative_to(ROOT)}" for path in files}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "clsim").rglob("*.py")}
-    assert weights and {"clsim/py.typed"} | weights | plug_ins | modules <= shipped
+    page = {f"clsim/recorders/report/page.{ending}" for ending in ("html.j2", "css", "js")}
+    assert weights and {"clsim/py.typed"} | weights | plug_ins | modules | page <= shipped
