@@ -20,11 +20,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """As argparse's, and the argument is remembered."""
         self.known += [name for name in names if name.startswith("--")]
         self.actions.append(super().add_argument(*names, **settings))
         return self.actions[-1]
 
     def error(self, message: str) -> NoReturn:
+        """Raises RequestError."""
         raise RequestError(message)
 
 
