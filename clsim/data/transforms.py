@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clsim.data.ahead import sent
 from clsim.data.crops import tensorflow_boxes, torchvision_boxes
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -129,9 +130,9 @@ def eight_bits(values: Tensor) -> Tensor:
 
 def normalise(images: Tensor, pixels: InputSpec) -> Tensor:
     """(B,3,H,W) float values in [0, 255] -> the same, shifted and scaled in place to the tower's range."""
-    mean = torch.tensor(pixels.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(pixels.std, device=images.device).view(3, 1, 1)
-    return images.mul_(1 / (255 * std)).sub_(mean / std)
+    mean, std = torch.tensor(pixels.mean), torch.tensor(pixels.std)
+    factors = sent(torch.stack([1 / (255 * std), mean / std]), images.device)  # at once, and nobody waits
+    return images.mul_(factors[0].view(3, 1, 1)).sub_(factors[1].view(3, 1, 1))
 
 
 def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
@@ -141,7 +142,7 @@ def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
     if side == height == width == pixels.size:
         return normalise(images.float(), pixels)
     top, left = (height - side) / 2, (width - side) / 2
-    box = torch.tensor([[top, top + side, left, left + side]], device=images.device)
+    box = sent(torch.tensor([[top, top + side, left, left + side]]), images.device)
     return resample(images, box.expand(len(images), 4), pixels)
 
 
@@ -176,11 +177,11 @@ def augmented(
     images: Tensor | Sequence[Tensor], pixels: InputSpec, how: Augmentation, generator: torch.Generator
 ) -> Tensor:
     """(B,3,H,W) uint8, or B images (3,h,w) -> (B,3,S,S): a random crop of each image, mirrored at random."""
-    if not isinstance(images, Tensor):
-        # one by one, not padded to one size: padding costs more, and an image's bits would depend on the others' sizes
-        return torch.cat([augmented(image[None], pixels, how, generator) for image in images])
-    height, width = images.shape[-2:]
-    boxes = random_boxes(len(images), height, width, how, generator)
+    # of several sizes one by one, not padded to one size: that costs more, and bits would depend on the others' sizes
+    parts = [images] if isinstance(images, Tensor) else [image[None] for image in images]
     if how.interpolation is not None:
         pixels = replace(pixels, interpolation=how.interpolation)
-    return resample(images, boxes.to(images.device), pixels, inside=how.transforms != "smooth")
+    drawn = [random_boxes(len(part), part.shape[-2], part.shape[-1], how, generator) for part in parts]
+    boxes = sent(torch.cat(drawn), parts[0].device).split([len(part) for part in parts])
+    made = [resample(part, box, pixels, how.transforms != "smooth") for part, box in zip(parts, boxes, strict=True)]
+    return made[0] if len(made) == 1 else torch.cat(made)
