@@ -100,6 +100,11 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU's whole memory."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def reset_peak_memory() -> None:
     """Reset the peak to the present use, if Linux allows it: earlier runs of this process must not count."""
     with contextlib.suppress(OSError):
