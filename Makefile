@@ -16,8 +16,8 @@ test: .venv/.installed  ## every test, on all cores; tests/conftest.py gives eac
 test-fast: .venv/.installed  ## all but the slow ones
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-gpu: .venv/.installed  ## tests and figures for an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+gpu: .venv/.installed  ## on a machine with a GPU: its tests, then images/s beside a plain implementation
+	$(BIN)/python -m pytest tests/test_gpu.py
 	$(BIN)/python tests/benchmarks/gpu.py
 
 check: .venv/.installed  ## style, format and types; the import direction is a test

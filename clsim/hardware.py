@@ -30,7 +30,7 @@ def settled(device: str, precision: str) -> tuple[str, str]:
     if device == "mps" and not torch.backends.mps.is_available():
         raise RequestError("--device mps: torch finds no Apple GPU on this machine")
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
+        fast = gpu_has_bf16() if device.startswith("cuda") else cpu_has_bf16()
         precision = "bf16" if fast else "fp32"
     return device, precision
 
@@ -38,6 +38,11 @@ def settled(device: str, precision: str) -> tuple[str, str]:
 def best_device() -> str:
     """ "cuda" if torch finds a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16 itself; older ones only imitate it, slowly."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def cpu_has_bf16() -> bool:
@@ -50,20 +55,18 @@ def cpu_has_bf16() -> bool:
 def torch_settings(threads: int | None) -> Iterator[None]:
     """Use deterministic algorithms and `threads` threads (None: unchanged); restore settings and random state after.
 
-    On NVIDIA's GPUs, float32 is IEEE's: neither matrix products nor convolutions are in TF32 (torch's default for the
-    latter), so that --precision fp32 is comparable with a CPU. bfloat16 is what makes them fast.
+    On GPUs float32 means float32: products of matrices and convolutions do not use TF32, which has 10 bits of 23.
     """
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = MEMORY.fill_uninitialized_memory
-    convolutions: Any = torch.backends.cudnn  # its types do not have this setting
-    precisions = [(each, each.fp32_precision) for each in (torch.backends.cuda.matmul, convolutions.conv)]
+    filled, (products, cudnn) = MEMORY.fill_uninitialized_memory, (torch.backends.cuda.matmul, torch.backends.cudnn)
+    rounded = products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.use_deterministic_algorithms(True)
         MEMORY.fill_uninitialized_memory = False  # each buffer would be written twice
-        for each, _ in precisions:
-            each.fp32_precision = "ieee"
+        products.allow_tf32 = cudnn.allow_tf32 = False
+        cudnn.benchmark = False  # it chooses kernels by their time, which is never the same
         if threads is not None:
             torch.set_num_threads(threads)
         try:
@@ -71,9 +74,8 @@ def torch_settings(threads: int | None) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(deterministic)
             MEMORY.fill_uninitialized_memory = filled
-            for each, precision in precisions:
-                each.fp32_precision = precision
             torch.set_num_threads(before)
+            products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = rounded
 
 
 def keep_freed_memory() -> None:
@@ -86,6 +88,21 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def uses_tf32() -> bool:
+    """Whether float32 products or convolutions on a GPU may be rounded to TF32."""
+    return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that nobody uses."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU's whole memory."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def reset_peak_memory() -> None:

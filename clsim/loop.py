@@ -199,6 +199,8 @@ class Loop:
             # The last batch has what is left. It is not filled up: every loss, vote and memory would have to leave the
             # added images out, and no device waits for a smaller batch (tests/test_fake_device.py).
             rows = experience.rows[order[s.epoch_steps * size : (s.epoch_steps + 1) * size]]
+            if s.epoch_steps + 1 < per_epoch:
+                self.train_loader.upcoming = experience.rows[order[(s.epoch_steps + 1) * size :][:size]]
             if not experience.boundary:
                 s.seen = tuple(sorted({*s.seen, *experience.table.labels[rows].tolist()}))
             self._step(Step(s, rows), experience)

@@ -257,16 +257,17 @@ class Strategy(Part):
     def configure_optimizer(self, learner: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over all parameters that require gradients.
 
-        A group may have its own rate: the schedule multiplies all rates by the same factor. On NVIDIA's GPUs an update
-        is one kernel for all parameters.
+        A group may have its own rate: the schedule multiplies all rates by the same factor. On a GPU one kernel updates
+        all parameters.
         """
         groups = self.parameter_groups(learner)
-        on_gpu = {p.device.type for group in groups for p in group["params"]} == {"cuda"}
-        how: dict[str, Any] = {"weight_decay": self.weight_decay} | ({"fused": True} if on_gpu else {})
+        fused = True if {p.device.type for group in groups for p in group["params"]} == {"cuda"} else None
         if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, self.learning_rate, self.momentum, **how)
+            return torch.optim.SGD(
+                groups, self.learning_rate, self.momentum, weight_decay=self.weight_decay, fused=fused
+            )
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(groups, self.learning_rate, **how)
+        return kind(groups, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
 
     def parameter_groups(self, learner: nn.Module) -> list[dict[str, Any]]:
         """The trained parameters with their rates: of the backbone, of the classifier, and all others."""

@@ -17,7 +17,7 @@ from clsim.backbones.features import FeatureBank
 from clsim.backbones.load import Backbone
 from clsim.config import RunConfig
 from clsim.data.streams import Benchmark
-from clsim.hardware import peak_memory
+from clsim.hardware import peak_memory, uses_tf32
 from clsim.learner import learner_state
 from clsim.loop import Loop
 from clsim.metrics import Measures
@@ -130,6 +130,7 @@ def environment(config: RunConfig, benchmark: Benchmark, weights: str) -> dict[s
         "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": config.precision,
+        "tf32": uses_tf32() if gpu else None,
         "weights": weights,
         "plugins": config.identities(),
         "image_size": list(benchmark.test_table.images.shape[2:]),

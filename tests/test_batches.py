@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from clsim.data.batches import Batch, Loader
+from clsim.data.encoded import EncodedImages
+from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, InputSpec, evaluation
 
 PIXELS = InputSpec(16, crop=1.0)
@@ -93,6 +95,36 @@ def test_evaluation_batches_show_the_image_alone(table):
         assert batch.labels is None
         assert batch.rows is None
         assert batch.domains is None
+
+
+def test_a_table_that_is_kept_on_the_device_gives_the_same_batches(table, monkeypatch):
+    rows, plain, kept = np.array([3, 20, 0]), loader(table, "images"), loader(table, "images")
+    kept._kept = torch.from_numpy(table.images)  # as on a GPU
+    monkeypatch.setattr(ImageTable, "pixels", lambda *args: pytest.fail("an image is sent"))
+    found = [kept.train(rows, Augmentation(), generator()), *(batch for _, batch in kept.unlabelled(rows, 2))]
+    monkeypatch.undo()
+    expected = [plain.train(rows, Augmentation(), generator()), *(batch for _, batch in plain.unlabelled(rows, 2))]
+    assert plain._kept is None
+    assert all(torch.equal(*(each.images for each in pair)) for pair in zip(found, expected, strict=True))
+
+
+def test_encoded_images_are_read_while_the_batch_before_is_computed(make_table, tmp_path, monkeypatch):
+    monkeypatch.setattr("clsim.data.table.LARGEST_DECODED", 0)
+    encoded = ImageTable.decode(make_table(3, 7).encoded(), 16, tmp_path)
+    rows, how, ahead, plain = (
+        np.array([3, 20, 0, 1]),
+        Augmentation(),
+        loader(encoded, "images"),
+        loader(encoded, "images"),
+    )
+    ahead.upcoming = rows[2:]
+    asked = []
+    take = EncodedImages.take
+    monkeypatch.setattr(EncodedImages, "take", lambda images, rows: asked.append(rows.tolist()) or take(images, rows))
+    found = [ahead.train(part, how, generator()).images for part in (rows[:2], rows[2:])]
+    assert asked == [[3, 20], [0, 1]] and ahead.upcoming is None
+    expected = [plain.train(part, how, generator()).images for part in (rows[:2], rows[2:])]
+    assert all(map(torch.equal, found, expected))
 
 
 def test_evaluation_batches_have_one_size(table):

@@ -76,6 +76,16 @@ def test_the_roofline_divides_the_time_of_a_step_and_counts_its_products():
 
 
 @pytest.mark.slow
+def test_the_benchmark_for_gpus_runs_in_small_without_one():
+    words = ("--tiny", "--device", "cpu", "--rounds", 1, "--steps", 1, "--batch-size", 4)
+    lines = call(ROOT / "tests/benchmarks/gpu.py", *words).splitlines()
+    rows = {line.split()[0]: line.replace("%", "").split()[1:] for line in lines[2:4]}
+    assert list(rows) == ["training", "evaluation"]
+    assert all(float(figure) > 0 for row in rows.values() for figure in row[:3])
+    assert lines[4].startswith("whole stream: ") and " 200 images trained" in lines[4]
+
+
+@pytest.mark.slow
 def test_a_tree_is_compared_with_itself():
     words = ("--old", ROOT, "--strategies", "ncm", "--backbone", "vit_nano", "--rounds", 1)
     (line,) = call(ROOT / "tests/benchmarks/speed.py", *words).splitlines()[1:]

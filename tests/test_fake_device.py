@@ -174,6 +174,14 @@ def test_an_update_asks_for_no_value(name, protocol, tmp_path, prepare):
     assert any(p.grad is not None for p in asked)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_one_kernel_updates_all_parameters_on_a_gpu(optimizer):
+    strategy = Linear(optimizer=optimizer)
+    with FakeTensorMode():
+        made = [strategy.configure_optimizer(nn.Linear(3, 2, device=device)) for device in ("cuda", "cpu")]
+    assert [each.param_groups[0]["fused"] for each in made] == [True, None]
+
+
 def test_the_pretended_device_notices_what_it_is_for():
     with FakeTensorMode(allow_non_fake_inputs=False), NoTransfer():
         ours = torch.empty(3, device="cuda")

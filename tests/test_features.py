@@ -350,3 +350,15 @@ def test_a_bank_of_another_user_that_may_only_be_read(plain, table, tmp_path, mo
     flip(bank.folder / "features", 0)
     with pytest.raises(PermissionError, match=f"CLSIM_CACHE_DIR names another cache.*{bank.folder}"):
         FeatureBank(plain, table, CPU, tmp_path).rows(every)
+
+
+def test_on_a_gpu_blocks_grow_with_its_memory_and_not_beyond_the_table(monkeypatch, make_table):
+    tower, gpu = load_backbone("vit_nano").image, torch.device("cuda")
+    large, small = make_table(num_classes=5, per_class=300), make_table(num_classes=5, per_class=21)
+    one = 16 * 3 * 16**2 + 16 * 17 * 32 * 4  # bytes of one image of 16 x 16 pixels, and of 17 tokens of width 32
+    sizes = {}
+    for room in (1, 64, 255, 256, 10**6):
+        monkeypatch.setattr(features, "memory_of", lambda device, room=room: 8 * room * one)
+        sizes[room] = features.block_rows(tower, large, gpu), features.block_rows(tower, small, gpu)
+    assert sizes == {1: (32, 32), 64: (64, 64), 255: (128, 128), 256: (256, 128), 10**6: (1024, 128)}
+    assert features.block_rows(tower, large, CPU) == BLOCK

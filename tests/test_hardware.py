@@ -7,21 +7,31 @@ import sys
 import pytest
 import torch
 
-from clsim.hardware import torch_settings
+from clsim.hardware import settled, torch_settings, uses_tf32
 
 
 @pytest.mark.parametrize("filled", [True, False])
 def test_settings_are_put_back(filled, monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", filled)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.random.get_rng_state()
     with torch_settings(before[0] + 1):
         assert torch.get_num_threads() == before[0] + 1
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert not uses_tf32() and not torch.backends.cudnn.benchmark
         torch.rand(3)
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before[:2]
     assert torch.equal(torch.random.get_rng_state(), before[2])
     assert torch.utils.deterministic.fill_uninitialized_memory is filled
+    assert uses_tf32()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_chosen_where_a_gpu_computes_in_it_itself(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert settled("auto", "auto") == ("cuda", "bf16" if native else "fp32")
 
 
 FAULTS = """

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clsim.backbones import towers
 from clsim.backbones.load import load_backbone
@@ -186,3 +187,7 @@ def test_the_fused_kernel_is_used_where_it_is_faster(dtype, with_gradients, monk
     with torch.set_grad_enabled(with_gradients):
         attention(*queries_keys_values(5, dtype))
     assert bool(used) == (dtype == torch.float32 or not with_gradients)
+    used.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(with_gradients):
+        attention(*(part.detach().to("cuda").requires_grad_() for part in queries_keys_values(5, dtype)))
+    assert used, "on a GPU always"

@@ -13,11 +13,16 @@ from torch import Tensor
 from clsim import rng
 from clsim.backbones.bank_files import FORM, BankFiles
 from clsim.backbones.towers import ARITHMETIC, Tower
+from clsim.data.ahead import sent
 from clsim.data.batches import as_tensors, filled_up
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, augmented, evaluation
+from clsim.hardware import memory_of
 
-BLOCK = 32  # rows computed together; fixed, because a feature's last bits depend on the shape of its batch
+# Rows computed together on CPUs. It is fixed, because a feature's last bits depend on the shape of its batch.
+BLOCK = 32
+MOST = 1024  # rows computed together on a GPU
+SHARE = 1 / 8  # of a GPU's memory, for the tokens of these rows
 
 
 class View(NamedTuple):
@@ -47,14 +52,15 @@ class FeatureBank:
         self.table = table
         self.device = device
         self.view = view
+        self.block = block_rows(tower, table, device)
         # another number of threads may add in another order: the last bits belong to it
         threads = f"/{torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        key = f"{FORM}/{ARITHMETIC}/{tower.fingerprint()}/{table.fingerprint}/{device.type}/{BLOCK}{threads}"
+        key = f"{FORM}/{ARITHMETIC}/{tower.fingerprint()}/{table.fingerprint}/{device.type}/{self.block}{threads}"
         if view is not None:
             key += f"/view {view.number}, {view.how}"
         self.folder = cache_dir / "features" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
         stored = "uint16" if torch.finfo(tower.dtype).bits == 16 else "float32"
-        self._files = BankFiles(self.folder, table.fingerprint, len(table), tower.out_dim, stored, BLOCK)
+        self._files = BankFiles(self.folder, table.fingerprint, len(table), tower.out_dim, stored, self.block)
 
     def rows(self, rows: NDArray[np.int64]) -> Tensor:
         """(B,) rows of the table -> (B,D) float32 features, on the CPU."""
@@ -84,9 +90,9 @@ class FeatureBank:
     @torch.no_grad()
     def _fill_block(self, block: int) -> None:
         began = perf_counter()
-        start = block * BLOCK
-        stop = min(start + BLOCK, len(self.table))
-        pixels = self._pixels(filled_up(np.arange(start, stop), BLOCK), block)
+        start = block * self.block
+        stop = min(start + self.block, len(self.table))
+        pixels = self._pixels(filled_up(np.arange(start, stop), self.block), block)
         with torch.autocast(self.device.type, enabled=False):  # a row is one value, whoever asks for it first
             features = self.tower(pixels)[: stop - start].to(self.tower.dtype).cpu().contiguous()
         took = perf_counter() - began
@@ -94,11 +100,28 @@ class FeatureBank:
         FeatureBank.spent += took
 
     def _pixels(self, rows: NDArray[np.int64], block: int) -> Tensor:
-        """(BLOCK,) rows -> (BLOCK,3,S,S)."""
+        """(n,) rows -> (n,3,S,S)."""
         if self.view is None:
-            return evaluation(torch.from_numpy(self.table.pixels(rows)).to(self.device), self.tower.pixels)
+            return evaluation(sent(torch.from_numpy(self.table.pixels(rows)), self.device), self.tower.pixels)
         draw = rng.generator(self.view.number, "view", block)
         return augmented(as_tensors(self.table.whole(rows), self.device), self.tower.pixels, self.view.how, draw)
+
+
+def block_rows(tower: Tower, table: ImageTable, device: torch.device) -> int:
+    """Rows of a block of this table's bank: on a GPU as many as its memory has room for, a power of two times BLOCK.
+
+    A bank of another GPU's size of blocks is another bank: so this is the GPU's whole memory, not what is free.
+    """
+    if device.type != "cuda":
+        return BLOCK
+    side, tokens = tower.pixels.size, tower.grid[0] * tower.grid[1] + 1
+    # of an image: its pixels in float32 before and after each axis is resampled; a block's widest layers hold 16 times
+    # the width, of queries, keys, values, hidden units and what is added to them
+    bytes_of_one = 4 * 4 * 3 * side**2 + 16 * tokens * tower.width * tower.dtype.itemsize
+    rows = BLOCK
+    while rows < min(MOST, len(table)) and 2 * rows * bytes_of_one <= SHARE * memory_of(device):
+        rows *= 2
+    return rows
 
 
 def working_seconds() -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,9 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clsim.data.ahead import Ahead, Images, sent
+from clsim.data.encoded import EncodedImages
 from clsim.data.table import ImageTable
 from clsim.data.transforms import Augmentation, InputSpec, augmented, evaluation
+from clsim.hardware import free_memory
 from clsim.parallel import Share
+
+KEPT = 1 / 8  # of a GPU's free memory: the most that a table may take that is kept there
 
 
 class Bank(Protocol):
@@ -89,7 +95,11 @@ class Batch:
 
 
 class Loader:
-    """Makes batches of a table's rows; it loads only what the strategy reads."""
+    """Makes batches of a table's rows; it loads only what the strategy reads.
+
+    On a GPU a small table of decoded images is kept there, and each batch sends only its rows' numbers. Images of other
+    tables, and encoded images everywhere, are read while the batch before is computed. Neither changes a bit.
+    """
 
     def __init__(
         self,
@@ -110,6 +120,8 @@ class Loader:
         self.device = device
         self.bank = bank
         self.views = views
+        self.upcoming: NDArray[np.int64] | None = None  # stream rows of the training batch after the next one
+        self._whole, self._squares = Ahead(table.whole), Ahead(table.pixels)
 
     def train(
         self,
@@ -132,15 +144,15 @@ class Loader:
         """A batch as from `train`, but without labels."""
         images = None
         if "images" in self.reads:
-            whole = as_tensors(self.table.whole(rows if share is None else share.of(rows)), self.device)
-            images = augmented(whole, self.pixels, how, generator, share)
+            own, upcoming = (rows, self.upcoming) if share is None else (share.of(rows), None)
+            images = augmented(self._images(self._whole, own, upcoming), self.pixels, how, generator, share)
+            self.upcoming = None
         return Batch(images, self._viewed(rows, generator) if self.views else self._features(rows), share=share)
 
     def clean(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
         """Labelled batches of `size` rows, in order, not augmented."""
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            images = evaluation(self._pixels(chosen), self.pixels) if "images" in self.reads else None
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        for chosen, images in zip(parts, self._evaluated(parts), strict=True):
             yield replace(self._labelled(chosen, 0), images=images, features=self._features(chosen))
 
     def unlabelled(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, Batch]]:
@@ -149,21 +161,47 @@ class Loader:
         Every batch has `size` images; the last batch is filled with copies of its last image. The batch's shape decides
         which kernels run, and so it changes the last bits of a prediction.
         """
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            padded = filled_up(chosen, size)
-            images = evaluation(self._pixels(padded), self.pixels) if "images" in self.reads else None
-            yield len(chosen), Batch(images, self._features(padded))
+        parts = [filled_up(rows[start : start + size], size) for start in range(0, len(rows), size)]
+        for start, padded, images in zip(range(0, len(rows), size), parts, self._evaluated(parts), strict=True):
+            yield min(size, len(rows) - start), Batch(images, self._features(padded))
 
-    def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.table.pixels(rows)).to(self.device)
+    def _evaluated(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[Tensor | None]:
+        """The images of each batch of rows as evaluation sees them; None where the strategy reads none."""
+        for rows, following in zip(parts, [*parts[1:], None], strict=True):
+            if "images" not in self.reads:
+                yield None
+                continue
+            images = self._images(self._squares, rows, following)
+            assert isinstance(images, Tensor), "the squares in the centre have one size"
+            yield evaluation(images, self.pixels)
+
+    def _images(
+        self, ahead: Ahead, rows: NDArray[np.int64], following: NDArray[np.int64] | None
+    ) -> Tensor | list[Tensor]:
+        """The images of these rows on the device; those of the `following` ones begin to be read."""
+        if self._kept is not None:
+            return self._kept.index_select(0, sent(torch.from_numpy(rows), self.device))
+        found = ahead.take(rows)
+        if following is not None and (self.device.type == "cuda" or isinstance(self.table.images, EncodedImages)):
+            ahead.start(following)
+        return as_tensors(found, self.device)
+
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        """(N,3,H,W) the table on the GPU, if it is small."""
+        images = self.table.images
+        if self.device.type != "cuda" or not isinstance(images, np.ndarray):
+            return None
+        if images.nbytes > KEPT * free_memory(self.device):
+            return None
+        return torch.from_numpy(np.array(images)).to(self.device)  # a copy: torch warns of a mapped file's pages
 
     def _features(self, rows: NDArray[np.int64]) -> Tensor | None:
         if "features" not in self.reads:
             return None
         if self.bank is None:
             raise RuntimeError("the strategy reads features, but there is no feature bank")
-        return self.bank.rows(rows).to(self.device)
+        return sent(self.bank.rows(rows), self.device)
 
     def _viewed(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """Features of one view of each image; only the drawn rows of each view are read."""
@@ -176,20 +214,20 @@ class Loader:
             found[torch.from_numpy(places)] = own
         if found is None:
             raise RuntimeError("no rows are asked for")
-        return found.to(self.device)
+        return sent(found, self.device)
 
     def _labelled(self, rows: NDArray[np.int64], replayed: int) -> Batch:
         table = self.table
-        domains = None if table.domains is None else torch.from_numpy(table.domains[rows]).to(self.device)
-        labels = torch.from_numpy(table.labels[rows]).to(self.device)
+        domains = None if table.domains is None else sent(torch.from_numpy(table.domains[rows]), self.device)
+        labels = sent(torch.from_numpy(table.labels[rows]), self.device)
         return Batch(None, None, labels, rows, domains, replayed=replayed)
 
 
-def as_tensors(images: NDArray[np.uint8] | list[NDArray[np.uint8]], device: torch.device) -> Tensor | list[Tensor]:
+def as_tensors(images: Images, device: torch.device) -> Tensor | list[Tensor]:
     """(n,3,H,W), or n images (3,h,w), on the device; images of several sizes are sent there together."""
     if isinstance(images, np.ndarray):
-        return torch.from_numpy(images).to(device)
-    together = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])).to(device)
+        return sent(torch.from_numpy(images), device)
+    together = sent(torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])), device)
     parts = together.split([image.size for image in images])
     return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
 

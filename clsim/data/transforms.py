@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clsim.data.ahead import sent
 from clsim.data.crops import tensorflow_boxes, torchvision_boxes
 from clsim.parallel import Share
 
@@ -130,9 +131,9 @@ def eight_bits(values: Tensor) -> Tensor:
 
 def normalise(images: Tensor, pixels: InputSpec) -> Tensor:
     """(B,3,H,W) float values in [0, 255] -> the same, shifted and scaled in place to the tower's range."""
-    mean = torch.tensor(pixels.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(pixels.std, device=images.device).view(3, 1, 1)
-    return images.mul_(1 / (255 * std)).sub_(mean / std)
+    mean, std = torch.tensor(pixels.mean), torch.tensor(pixels.std)
+    factors = sent(torch.stack([1 / (255 * std), mean / std]), images.device)  # at once, and nobody waits
+    return images.mul_(factors[0].view(3, 1, 1)).sub_(factors[1].view(3, 1, 1))
 
 
 def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
@@ -142,7 +143,7 @@ def evaluation(images: Tensor, pixels: InputSpec) -> Tensor:
     if side == height == width == pixels.size:
         return normalise(images.float(), pixels)
     top, left = (height - side) / 2, (width - side) / 2
-    box = torch.tensor([[top, top + side, left, left + side]], device=images.device)
+    box = sent(torch.tensor([[top, top + side, left, left + side]]), images.device)
     return resample(images, box.expand(len(images), 4), pixels)
 
 
@@ -184,19 +185,21 @@ def augmented(
 
     With a share, the images are those of the share, and get the crops that they have in the whole batch.
     """
-    if not isinstance(images, Tensor):
-        # one by one, not padded to one size: padding costs more, and an image's bits would depend on the others' sizes
-        places = range(len(images)) if share is None else share.places.tolist()
-        own, found = dict(zip(places, images, strict=True)), dict[int, Tensor]()
-        for place in range(len(images) if share is None else share.count):
-            if place in own:
-                found[place] = augmented(own[place][None], pixels, how, generator)
-            else:
-                random_boxes(1, 1, 1, how, generator)  # for images of every size it draws equally many numbers
-        return torch.cat([found[place] for place in places])
-    height, width = images.shape[-2:]
-    boxes = random_boxes(len(images) if share is None else share.count, height, width, how, generator)
-    boxes = boxes if share is None else share.of(boxes)
+    count = len(images) if share is None else share.count
+    # of several sizes one by one, not padded to one size: that costs more, and bits would depend on the others' sizes
+    parts = [images] if isinstance(images, Tensor) else [image[None] for image in images]
+    if isinstance(images, Tensor):
+        boxes = random_boxes(count, images.shape[-2], images.shape[-1], how, generator)
+        drawn = [boxes if share is None else share.of(boxes)]
+    else:
+        places = list(range(count)) if share is None else share.places.tolist()
+        own = {place: (image.shape[-2], image.shape[-1]) for place, image in zip(places, images, strict=True)}
+        # images of every size draw equally many numbers: one by one stands for the images of other processes
+        sizes = [own.get(place, (1, 1)) for place in range(count)]
+        every = [random_boxes(1, height, width, how, generator) for height, width in sizes]
+        drawn = [every[place] for place in places]
     if how.interpolation is not None:
         pixels = replace(pixels, interpolation=how.interpolation)
-    return resample(images, boxes.to(images.device), pixels, inside=how.transforms != "smooth")
+    crops = sent(torch.cat(drawn), parts[0].device).split([len(part) for part in parts])
+    made = [resample(part, box, pixels, how.transforms != "smooth") for part, box in zip(parts, crops, strict=True)]
+    return made[0] if len(made) == 1 else torch.cat(made)

@@ -68,9 +68,9 @@ def random_table(count: int) -> ImageTable:
     return ImageTable.from_arrays(images, np.arange(count) % len(ALLOWED), tuple(map(str, range(CLASSES))))
 
 
-def random_vit(model: str = MODEL) -> VisionTransformer:
-    """A model, by default ViT-B/16, with random weights and without a classifier."""
-    vit = timm.create_model(model, pretrained=False, num_classes=0)
+def random_vit() -> VisionTransformer:
+    """ViT-B/16 with random weights and without a classifier."""
+    vit = timm.create_model(MODEL, pretrained=False, num_classes=0)
     assert isinstance(vit, VisionTransformer)
     return vit
 
@@ -109,13 +109,12 @@ def rows_of_step(size: int, batch: int, step: int) -> NDArray[np.int64]:
 class PlainL2P(nn.Module):
     """L2P as published, with nothing done for speed: Wang et al. 2022, arXiv:2112.08654, section 4."""
 
-    def __init__(self, pool_size: int = 10, length: int = 5, top_k: int = 5, model: str = MODEL) -> None:
+    def __init__(self, vit: VisionTransformer, pool_size: int = 10, length: int = 5, top_k: int = 5) -> None:
         super().__init__()
-        self.vit: Any = random_vit(model).requires_grad_(False)  # Any: its blocks are called by names without types
-        width = self.vit.embed_dim
-        self.keys = nn.Parameter(torch.empty(pool_size, width).uniform_(-1, 1))
-        self.prompts = nn.Parameter(torch.empty(pool_size, length, width).uniform_(-1, 1))
-        self.head = nn.Linear(width, CLASSES)
+        self.vit: Any = vit.requires_grad_(False)  # Any: its blocks are called by names that are not typed
+        self.keys = nn.Parameter(torch.empty(pool_size, vit.embed_dim).uniform_(-1, 1))
+        self.prompts = nn.Parameter(torch.empty(pool_size, length, vit.embed_dim).uniform_(-1, 1))
+        self.head = nn.Linear(vit.embed_dim, CLASSES)
         self.top_k = top_k
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +131,7 @@ class PlainL2P(nn.Module):
 
 def yardstick_side(table: ImageTable, batch: int) -> Side:
     """The plain implementation with Adam, gradients clipped at norm 1, in float32."""
-    model, pixels, how = PlainL2P(), InputSpec(224), Augmentation(crop_min=0.05)
+    model, pixels, how = PlainL2P(random_vit()), InputSpec(224), Augmentation(crop_min=0.05)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, 0.03 * batch / 256)
     generator = torch.Generator().manual_seed(0)
