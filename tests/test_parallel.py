@@ -97,7 +97,7 @@ def test_a_share_has_the_crops_of_the_whole_batch_and_decodes_only_its_own(sever
     asked = []
     seen = replace(table)
     object.__setattr__(seen, "whole", lambda rows: asked.append(rows.tolist()) or table.whole(rows))
-    loader.table = seen
+    loader = Loader(seen, InputSpec(8), {"images"}, CPU)
     for share in (Share(5, 3, 0), Share(5, 3, 1)):
         batch = loader.train(rows, how, rng.generator(0, "x"), replayed=1, share=share)
         assert torch.equal(batch.images, share.of(whole.images))
