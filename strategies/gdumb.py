@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clsim import Backbone, ExperienceInfo, State, Step, StreamInfo, rng
 from clsim.backbones.towers import PLAIN, Tower
+from clsim.errors import RequestError
 from clsim.parts.exemplars import balanced
 from clsim.parts.heads import LinearHead
 from clsim.parts.learners import Headed, TunedImage
@@ -114,6 +115,8 @@ class GDumb(Finetune):
 
     def before_forward(self, s: Step) -> None:
         if (box := self._box(s)) is not None:
+            if s.batch.share is not None:
+                raise RequestError("cutmix mixes the images of a batch, of which several processes have a share each")
             images, (top, bottom, left, right) = s.batch.known_images.clone(), box
             images[:, :, top:bottom, left:right] = s.batch.known_images.roll(1, 0)[:, :, top:bottom, left:right]
             s.batch = replace(s.batch, images=images)

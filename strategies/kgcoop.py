@@ -14,9 +14,9 @@ from clsim.strategies.coop import ContextClasses, CoOp
 
 @dataclass(frozen=True)
 class GuidedOutputs(Outputs):
-    """Outputs with the class features that they were computed from."""
+    """Outputs with the distances of the class features from CLIP's own."""
 
-    classes: Tensor | None = None  # (K,E)
+    distances: Tensor | None = None  # (B,K), the same for every image: processes may divide the batch
 
 
 class Guided(nn.Module):
@@ -35,7 +35,9 @@ class Guided(nn.Module):
     def forward(self, batch: Batch) -> GuidedOutputs:
         features = batch.known_features
         classes = self.kept(self.texts, self.texts)
-        return GuidedOutputs(cosine_logits(features, classes, self.scale), features, classes=classes)
+        distances = 1 - cosine_similarity(classes.float(), self.known, dim=1)
+        logits = cosine_logits(features, classes, self.scale)
+        return GuidedOutputs(logits, features, distances=distances.expand(len(features), -1))
 
 
 @dataclass(kw_only=True)
@@ -70,9 +72,8 @@ class KgCoOp(CoOp):
 
     def loss(self, s: Step) -> Tensor:
         loss = super().loss(s)
-        classes, known = s.outputs_as(GuidedOutputs).classes, s.learner_as(Guided).known
-        if classes is None or not self.pull:
+        distances = s.outputs_as(GuidedOutputs).distances
+        if distances is None or not self.pull:
             return loss
-        distance = 1 - cosine_similarity(classes.float(), known, dim=1)  # (K,)
         seen = s.class_mask(s.seen)
-        return loss + self.pull * (distance * seen).sum() / seen.sum()
+        return loss + self.pull * (distances.mean(dim=0) * seen).sum() / seen.sum()

@@ -41,13 +41,7 @@ def test_every_benchmark_explains_itself(tmp_path):
 def test_the_quick_benchmarks_run():
     assert "images/s" in call(ROOT / "tests/benchmarks/glyphs.py", "--rounds", 1, "--images", 12)
     lines = call(ROOT / "tests/benchmarks/startup.py", "--rounds", 1, "--runs", 3).splitlines()
-    assert len(lines) == 7 and all("without torch" in line for line in lines[1:])
-
-
-@pytest.mark.slow
-def test_the_benchmark_for_gpus_works_on_a_cpu():
-    lines = call(ROOT / "tests/benchmarks/gpu.py", "--tiny", "--device", "cpu").splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["plain,", "plain,", "clsim"]
+    assert len(lines) == 8 and all("without torch" in line for line in lines[1:])
 
 
 @pytest.mark.slow
