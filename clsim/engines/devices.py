@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -109,11 +108,7 @@ class _Member:
 
     def end(self) -> None:
         """Kill it, with its own children, and wait for it."""
-        assert self.process.pid is not None
-        with contextlib.suppress(OSError):  # it has no group of its own yet, or has ended
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
+        local.kill(self.process)
         self.connection.close()
 
 

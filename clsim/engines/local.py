@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, reduction
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,11 +191,7 @@ class _Worker:
 
     def end(self) -> None:
         """Kill it, with its own children, and wait for it."""
-        assert self._process.pid is not None
-        with contextlib.suppress(OSError):  # it has no group of its own yet, or has ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
+        kill(self._process)
         self._log.close()
         self._connection.close()
 
@@ -223,6 +220,15 @@ class Passed:
 def _received(file: Any) -> int:
     number: int = file.detach()
     return number
+
+
+def kill(process: BaseProcess) -> None:
+    """Kill a process that was started, with its own children, and wait for it."""
+    assert process.pid is not None
+    with contextlib.suppress(OSError):  # it has no group of its own yet, or has ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
 
 
 def ending(code: int) -> str:
